@@ -1,0 +1,37 @@
+# VENV=DIR reuses an environment; TORCH_INDEX_URL=URL takes torch from there (a CPU build for a laptop, another CUDA for a card).
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+
+# Stages are run as `python -m ...` by dvc: the environment comes first on PATH.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+
+.PHONY: help setup repro test check
+
+help: ## List these targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+setup: $(READY) ## Make the environment that the pipeline runs in
+
+repro: $(READY) ## Run the pipeline: only stages whose inputs changed
+	dvc repro
+
+test: $(READY_DEV) ## Run all tests
+	python -m pytest
+
+check: $(READY_DEV) ## Format, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+$(READY): requirements.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX_URL),python -m pip install --quiet --index-url $(TORCH_INDEX_URL) "$$(grep -o '^torch==[^ ]*' requirements.txt)")
+	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(READY_DEV): requirements-dev.txt $(READY)
+	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

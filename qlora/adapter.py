@@ -1,0 +1,46 @@
+"""The published adapter: a folder of safetensors and text with the same bytes for the same weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora.errors import InputError
+from qlora.records import write_json
+
+CONFIG = "adapter_config.json"
+
+
+def publish(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base_name: str) -> None:
+    """Write adapter, tokenizer and chat template; the folder appears whole or not at all.
+
+    PEFT writes target_modules in the order of a set, the absolute path of the base model and a README: the first is sorted,
+    the second becomes the path from the repository's root, where AutoPeftModelForCausalLM finds it, the third is removed.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+    tokenizer.save_pretrained(partial)
+    (partial / "README.md").unlink(missing_ok=True)
+    config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = f"models/base/{base_name}"
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(partial / CONFIG, config)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The base model with the adapter on it.
+
+    Raises:
+        InputError: the folder holds no adapter, or one of another base model.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError("adapter-missing", f"{folder} holds no {CONFIG}: run `dvc repro train`")
+    try:
+        return PeftModel.from_pretrained(base, folder)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError("adapter-unloadable", f"{folder} does not fit this base model: {error}") from None

@@ -1,0 +1,94 @@
+"""The base model and its tokenizer, loaded from verified files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from qlora.errors import InputError, MachineError
+from qlora.manifest import find_weights, project_root, read_manifest, verify
+from qlora.params.base_model import BaseModelParams
+
+
+def verified_folder(params: BaseModelParams, manifest_path: Path) -> Path:
+    """Folder of the weights, after every file's sha256 was compared with the manifest."""
+    manifest = read_manifest(manifest_path)
+    folder = find_weights(params.name, manifest)
+    verify(manifest, folder, project_root() / ".dvc" / "tmp" / "verified.json")
+    return folder
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a pad token that is no token of any answer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        # Padding is masked by position, never by id, so any token will do that no answer ends with.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool) -> PreTrainedModel:
+    """The frozen base model on the device, in 4 bits when the params say so.
+
+    Raises:
+        InputError: the files are no causal language model.
+        MachineError: the attention implementation asked for is not installed.
+    """
+    if not progress:
+        transformers_logging.disable_progress_bar()
+    dtype: torch.dtype = getattr(torch, params.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=params.attn_implementation,
+            quantization_config=_quantization(params),
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except ImportError as error:
+        raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
+    _keep_4bit_backward_exact(model)
+    model.requires_grad_(False)
+    return model
+
+
+def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
+    if not params.load_in_4bit:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=params.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, params.bnb_4bit_compute_dtype),
+    )
+
+
+def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
+    """Forbid the inference layout of 4-bit weights on CPUs with avx512_bf16.
+
+    The first forward pass in eval mode repacks them, and from then on the layer's product has no backward pass: training
+    after a validation would go on with gradients that silently lack the base model's part.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens of a conversation that the model was made for."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> list[int]:
+    """Every token that ends an answer: the chat template's end of turn, and the model's and tokenizer's own."""
+    config: Any = model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    found = {end_of_turn, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return sorted(token for token in found if token is not None)

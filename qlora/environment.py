@@ -1,0 +1,49 @@
+"""The installed packages against requirements.txt: another version of the stack is another result."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from qlora.errors import InputError, MachineError
+
+
+def require_pinned_versions(requirements: Path, *, allow_other: bool) -> None:
+    """Compare every `name==version` line with what is installed; local build tags such as +cu130 don't count.
+
+    Raises:
+        MachineError: a package is missing or has another version, and `allow_other` is false.
+    """
+    differences = [f"{name}: {found or 'not installed'} in place of {pinned}" for name, pinned, found in _differences(requirements)]
+    if not differences:
+        return
+    listed = "\n".join(f"  {difference}" for difference in differences)
+    message = f"this environment is not the one of {requirements}:\n{listed}\n"
+    if allow_other:
+        print(f"warning: {message}runtime.allow_other_versions lets it run; results may differ.", file=sys.stderr, flush=True)
+        return
+    raise MachineError(
+        "environment-differs",
+        f"{message}Run `make setup` (python is {sys.executable}), or set runtime.allow_other_versions: true to run all the same.",
+    )
+
+
+def _differences(requirements: Path) -> list[tuple[str, str, str | None]]:
+    differences = []
+    for line in requirements.read_text(encoding="utf-8").splitlines():
+        entry = line.split("#")[0].split(";")[0].strip()
+        if not entry:
+            continue
+        name, pin, pinned = entry.partition("==")
+        if not pin:
+            raise InputError("requirements-unpinned", f"{requirements}: {entry!r} is not pinned; write name==version")
+        found = _installed(name.strip())
+        if found is None or found.split("+")[0] != pinned.strip():
+            differences.append((name.strip(), pinned.strip(), found))
+    return differences
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

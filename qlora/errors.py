@@ -1,0 +1,29 @@
+"""Errors that a user can act on. Each names the place, the value and the way out, and carries a stable code.
+
+UserFacingError
+├── InputError      exit 2: params, data or model are wrong
+└── MachineError    exit 3: this machine or environment is not able
+"""
+
+
+class UserFacingError(Exception):
+    """Shown as one message without a traceback; any other exception is a bug.
+
+    Args:
+        code: Stable key of docs/troubleshooting.md, such as "data-missing".
+        message: What is wrong, where, with which value, and what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"[{code}] {message}")
+        self.code = code
+
+
+class InputError(UserFacingError):
+    exit_code = 2
+
+
+class MachineError(UserFacingError):
+    exit_code = 3

@@ -1,0 +1,99 @@
+"""params.yaml as one typed, frozen object; every mistake in it is reported at once.
+
+Read with ruamel.yaml in YAML 1.2, the parser and dialect of DVC, so that what runs is what dvc.lock records:
+PyYAML takes `2e-5` for a string.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qlora.errors import InputError
+from qlora.params.base_model import BaseModelParams
+from qlora.params.chat import ChatParams
+from qlora.params.data import DataParams
+from qlora.params.evaluate import EvaluateParams
+from qlora.params.hardware import HardwareParams
+from qlora.params.lora import LoraParams
+from qlora.params.runtime import RuntimeParams
+from qlora.params.section import Section, describe, unknown_key
+from qlora.params.sequence import SequenceParams
+from qlora.params.train import TrainParams
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: DataParams
+    base_model: BaseModelParams
+    chat: ChatParams
+    sequence: SequenceParams
+    lora: LoraParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    hardware: HardwareParams
+    runtime: RuntimeParams
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Forward passes per optimizer update."""
+        return self.train.batch_size // self.hardware.per_device_train_batch_size
+
+
+def load(path: Path) -> Params:
+    """Read and check the whole file.
+
+    Raises:
+        InputError: `params-missing`, `params-syntax`, or `params-invalid` with one line per mistake.
+    """
+    try:
+        record = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise InputError("params-missing", f"{path} does not exist: run from the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError("params-syntax", f"{path} is not valid YAML 1.2: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError("params-syntax", f"{path} must hold sections ({', '.join(Params.model_fields)}), not {record!r}")
+    return check(record, str(path))
+
+
+def check(record: dict[str, object], source: str) -> Params:
+    """Params from the parsed YAML; `source` names it in the message."""
+    problems = []
+    sections: dict[str, Any] = {}
+    for name, field in Params.model_fields.items():
+        schema = field.annotation
+        assert isinstance(schema, type)
+        assert issubclass(schema, Section)
+        try:
+            sections[name] = schema.model_validate(record.get(name, {}))
+        except ValidationError as error:
+            # A value that fits none of several types is one mistake, reported once per type.
+            problems += dict.fromkeys(describe(name, schema, detail) for detail in error.errors())
+    problems += [unknown_key(name, list(Params.model_fields)) for name in record if name not in Params.model_fields]
+    params = Params.model_construct(**sections)
+    problems += _between_sections(params)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise InputError("params-invalid", f"{source} has {len(problems)} mistake(s); nothing was run:\n{listed}")
+    return params
+
+
+def _between_sections(params: Params) -> list[str]:
+    """Impossible pairs across sections; a section that is wrong in itself is absent here."""
+    problems = []
+    train, hardware, data = (getattr(params, name, None) for name in ("train", "hardware", "data"))
+    if train and hardware and train.batch_size % hardware.per_device_train_batch_size:
+        problems.append(
+            f"train.batch_size = {train.batch_size} is not a multiple of "
+            f"hardware.per_device_train_batch_size = {hardware.per_device_train_batch_size}"
+        )
+    if train and data and data.validation_fraction == 0 and train.eval_strategy != "no":
+        problems.append(
+            f"train.eval_strategy = {train.eval_strategy!r} needs validation rows, but data.validation_fraction = 0: "
+            "set the one to 'no' or the other above 0"
+        )
+    return problems

@@ -1,0 +1,39 @@
+"""Section `data`: which rows become which split."""
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qlora.params.section import Section
+
+
+class DataParams(Section):
+    train_file: str = Field(min_length=1)
+    """One file of raw rows: .parquet, .json or .jsonl."""
+    test_file: str = Field(min_length=1)
+    """Like train_file. The same path: the test split is carved out of it by hash."""
+    test_fraction: float = Field(gt=0, lt=1)
+    """Share carved out for the test split; only read when test_file is train_file."""
+    format: Literal["messages"]
+    """How a row holds its conversation: one file of qlora/formats each."""
+    system_message: str | None = Field(min_length=1)
+    """Given to conversations without a system turn; null leaves them as they are."""
+    validation_fraction: float = Field(ge=0, lt=1)
+    """Share of the train file held back for the validation loss, by hash; 0 means none."""
+    on_invalid: Literal["drop", "error"]
+    """A conversation that can't be trained on is dropped and counted by reason, or ends the run."""
+
+    @property
+    def carves_test(self) -> bool:
+        """Whether test is a part of the train file."""
+        return PurePosixPath(self.train_file) == PurePosixPath(self.test_file)
+
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> "DataParams":
+        if self.carves_test and self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError(
+                f"test_fraction = {self.test_fraction} and validation_fraction = {self.validation_fraction} leave no row "
+                "to train on: their sum must be below 1"
+            )
+        return self

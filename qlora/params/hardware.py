@@ -1,0 +1,20 @@
+"""Section `hardware`: where it runs. These values may change the last bits of a result, so they are tracked."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qlora.params.section import Section
+
+
+class HardwareParams(Section):
+    device: Literal["cpu", "cuda"]
+    """Never chosen by what happens to be there."""
+    num_threads: int = Field(gt=0)
+    """Of one process on the CPU: another number can round sums differently."""
+    per_device_train_batch_size: int = Field(gt=0)
+    """Rows per forward pass; must divide train.batch_size. With packing under sdpa 1 is fastest: more rows share one dense mask."""
+    activation_checkpointing: bool
+    """Recomputes activations in the backward pass: far less memory for 20 to 45 % more time."""
+    tf32: bool
+    """Faster float32 products on a GPU, with 10 bits of mantissa."""

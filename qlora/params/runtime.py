@@ -1,0 +1,20 @@
+"""Section `runtime`: values that can't change a byte of an output. No stage lists them in dvc.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qlora.params.section import Section
+
+
+class RuntimeParams(Section):
+    num_workers: int = Field(ge=0)
+    """Processes that collate batches beside the training; 0: the training process itself."""
+    save_steps: int | None = Field(gt=0)
+    """Updates between two checkpoints under .dvc/tmp/checkpoints; null: one per epoch."""
+    report_to: Literal["none", "tensorboard"]
+    """tensorboard: a live view under .dvc/tmp/tensorboard, tracked by nothing."""
+    allow_other_versions: bool
+    """Warn in place of refusing when the installed packages are not those of requirements.txt."""
+    progress: bool
+    """Progress bars for whatever lasts over a second."""

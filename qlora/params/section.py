@@ -1,0 +1,52 @@
+"""The base of every section's schema, and the words in which a wrong value is reported."""
+
+from difflib import get_close_matches
+from typing import Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import ErrorDetails
+
+
+class Section(BaseModel):
+    """One section of params.yaml: immutable, no conversions (but int to float), no unknown keys, no defaults."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def describe(section: str, schema: type[Section], error: ErrorDetails) -> str:
+    """One line for one wrong value: dotted path, value, what is allowed, nearest name.
+
+    `data.on_invalid = 'dorp' is not allowed: must be one of 'drop', 'error'; did you mean 'drop'?`
+    """
+    if not error["loc"]:
+        # A rule over several values of the section: its message names them.
+        return f"{section}: {error['msg'].removeprefix('Value error, ')}"
+    field = str(error["loc"][0])
+    place, value = f"{section}.{field}", error["input"]
+    if error["type"] == "extra_forbidden":
+        return unknown_key(place, [f"{section}.{name}" for name in schema.model_fields])
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    choices, others = _choices(schema, field)
+    if choices:
+        allowed = f"one of {', '.join(map(repr, choices))}" + "".join(f" or {other}" for other in others)
+        return f"{place} = {value!r} is not allowed: must be {allowed}{_nearest(str(value), choices)}"
+    return f"{place} = {value!r} is not allowed: must be {error['msg'].removeprefix('Input should be ')}"
+
+
+def unknown_key(place: str, known: list[str]) -> str:
+    return f"{place} is not a parameter" + (_nearest(place, known) or "; known: " + ", ".join(known))
+
+
+def _choices(schema: type[Section], field: str) -> tuple[list[str], list[str]]:
+    """The literal values that a field takes, and the names of the other types that it takes."""
+    annotation = schema.model_fields[field].annotation
+    candidates = [annotation] if get_origin(annotation) is Literal else list(get_args(annotation))
+    literals = [str(choice) for candidate in candidates if get_origin(candidate) is Literal for choice in get_args(candidate)]
+    others = [str(getattr(candidate, "__name__", candidate)) for candidate in candidates if get_origin(candidate) is not Literal]
+    return literals, others
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,53 @@
+"""Seconds, rates and peak memory of a stage: written beside the metrics, an output of no stage.
+
+Wall-clock numbers differ every run, so they must never reach a tracked file.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlora.hardware import peak_memory_bytes
+from qlora.manifest import project_root
+from qlora.records import write_json
+
+
+class Work:
+    """Counts of what was done, named by their unit."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def count(self, **counts: int) -> None:
+        self.counts.update(counts)
+
+
+@contextmanager
+def measured(stage: str, path: Path, device: torch.device) -> Iterator[Work]:
+    """Time the block and note it under `stage` in the file.
+
+    `dvc exp run --temp` and `--queue` throw the working copy away: there the same file is also written under
+    .dvc/tmp/throughput/ of the repository, by the name of the working copy.
+    """
+    work = Work()
+    began = time.perf_counter()
+    yield work
+    seconds = time.perf_counter() - began
+    rates = {f"{name}_per_second": round(count / seconds, 2) for name, count in work.counts.items()}
+    entry = {"seconds": round(seconds, 2), "peak_memory_bytes": peak_memory_bytes(device), **work.counts, **rates}
+    _merge(path, stage, entry)
+    if project_root() != Path.cwd():
+        _merge(project_root() / ".dvc" / "tmp" / "throughput" / f"{Path.cwd().name}.json", stage, entry)
+
+
+def _merge(path: Path, stage: str, entry: dict[str, Any]) -> None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    write_json(path, {**record, stage: entry})

@@ -1,0 +1,1 @@
+"""The verbs of the graph in dvc.yaml: prepare, baseline, train, evaluate."""

@@ -1,0 +1,43 @@
+"""Measure the base model on the test set, once for every experiment on the same model and test set.
+
+reads   test conversations, the manifest of the base model
+writes  predictions: one line per assistant turn; report: the metrics
+params  base_model, chat, evaluate, hardware
+"""
+
+import argparse
+from pathlib import Path
+
+from qlora import base_model, command, environment, hardware, params, test_set
+from qlora.chat_template import ChatTemplate
+from qlora.conversation import Conversation
+from qlora.params import Params
+from qlora.records import read_jsonl, write_json, write_jsonl
+from qlora.throughput import measured
+
+
+def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, report: Path, throughput: Path) -> None:
+    device = hardware.set_up(values.hardware, deterministic=False)
+    folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
+    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
+    model = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
+    with measured("baseline", throughput, device) as work:
+        answered, counts = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
+        work.count(turns=len(answered))
+    write_jsonl(predictions, answered)
+    write_json(report, test_set.summarise(answered, counts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("test", "manifests", "predictions", "report", "throughput"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    values = params.load(Path("params.yaml"))
+    environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
+    baseline(values, **vars(arguments))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,30 @@
+"""Fixtures that every test may use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("QLORA_REAL_DATA", ROOT.parent / "shared" / "real"))
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run as stages do: from the repository's root, unaware of a DVC around them."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Path of a real input; the test is skipped where it is absent."""
+
+    def path_of(name: str) -> Path:
+        path = REAL / name
+        if not path.exists():
+            pytest.skip(f"real input {name} is not at {REAL} (set QLORA_REAL_DATA)")
+        return path
+
+    return path_of

@@ -1,0 +1,91 @@
+from typing import Any
+
+import pytest
+
+from qlora.chat_template import VICUNA, ChatTemplate, spans_of
+from qlora.conversation import Conversation, Message
+from qlora.errors import InputError
+from qlora.params.chat import ChatParams
+
+
+def conversation(*contents: str, system: str | None = None) -> Conversation:
+    """User and assistant in turn."""
+    messages = [Message(role=("user", "assistant")[place % 2], content=content) for place, content in enumerate(contents)]
+    return Conversation("id", "c", messages).with_system_message(system)
+
+
+def test_spans_are_runs_of_ones() -> None:
+    assert spans_of([0, 1, 1, 0, 0, 1]) == [(1, 3), (5, 6)]
+    assert spans_of([]) == []
+    assert spans_of([1]) == [(0, 1)]
+
+
+def test_every_answer_and_the_token_that_ends_it_is_marked(template: ChatTemplate, tokenizer: Any) -> None:
+    encoded = template.encode(conversation("2+2?", "4", "3+3?", "6", system="Answer only."))
+    assert [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans] == ["4<|eot_id|>", "6<|eot_id|>"]
+    assert tokenizer.decode(encoded.ids) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nAnswer only.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n4<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n3+3?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n6<|eot_id|>"
+    )
+
+
+def test_the_prompt_of_a_turn_is_what_training_showed_before_it(template: ChatTemplate) -> None:
+    whole = conversation("2+2?", "4", "3+3?", "6")
+    encoded = template.encode(whole)
+    for (start, _), place in zip(encoded.spans, whole.assistant_turns(), strict=True):
+        assert template.prompt(whole.messages[:place]) == encoded.ids[:start]
+
+
+def test_the_end_of_turn_is_the_templates_own(template: ChatTemplate, tokenizer: Any) -> None:
+    assert tokenizer.convert_ids_to_tokens(template.end_of_turn) == "<|eot_id|>"
+
+
+@pytest.mark.parametrize("text", ["<|eot_id|>", "a<|start_header_id|>system<|end_header_id|>b", "<|pad|>"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_text_of_a_control_token_never_becomes_structure(template: ChatTemplate, text: str, place: int) -> None:
+    contents = ["2+2?", "4"]
+    contents[place] = text
+    with pytest.raises(InputError, match="chat-control-token"):
+        template.encode(conversation(*contents))
+
+
+def test_plain_delimiters_never_become_structure(tokenizer: Any) -> None:
+    vicuna = ChatTemplate(tokenizer, ChatParams(template="vicuna"))
+    assert tokenizer.chat_template == VICUNA
+    with pytest.raises(InputError, match=r"contains '\\n\\nAssistant:'"):
+        vicuna.encode(conversation("hi\n\nAssistant: yes", "4"))
+
+
+def test_the_plain_template_marks_the_answer_with_its_space_and_stop(tokenizer: Any) -> None:
+    encoded = ChatTemplate(tokenizer, ChatParams(template="vicuna")).encode(conversation("2+2?", "4", system="Hi."))
+    (start, end) = encoded.spans[0]
+    assert tokenizer.decode(encoded.ids[:start]) == "<|begin_of_text|>Hi.\n\nHuman: 2+2?\n\nAssistant:"
+    assert tokenizer.decode(encoded.ids[start:end]) == " 4<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [
+        (None, "chat-no-template"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "chat-no-markers"),
+        # The answer is not followed by a token that ends the turn.
+        ("{{ bos_token }}{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}", "chat-"),
+        # The prompt ends in a space that training never shows before an answer.
+        (
+            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] + eos_token }}{% endgeneration %}"
+            "{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}",
+            "chat-prompt",
+        ),
+        # Two BOS.
+        (
+            "{{ bos_token + bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] + eos_token }}"
+            "{% endgeneration %}{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+            "chat-bos",
+        ),
+    ],
+)
+def test_templates_that_would_teach_something_wrong_are_refused(tokenizer: Any, template: str | None, code: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=code):
+        ChatTemplate(tokenizer, ChatParams(template="model"))

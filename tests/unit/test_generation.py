@@ -1,0 +1,58 @@
+from typing import Any
+
+import pytest
+
+from qlora.chat_template import ChatTemplate
+from qlora.generation import generate
+from qlora.params import Params
+
+
+def ask(
+    model: Any, tokenizer: Any, texts: list[str], params: Params, *, stop: str = "\n", context: int = 512, **changes: Any
+) -> list[tuple[str, bool]]:
+    """Answers of the base model in its own plain form."""
+    prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\nResult.\n", add_special_tokens=False)] for text in texts]
+    stops = [tokenizer.convert_tokens_to_ids(stop)]
+    values = params.evaluate.model_copy(update={"max_new_tokens": 12, **changes})
+    done: list[int] = []
+    answers = generate(model, tokenizer, prompts, values, stop_ids=stops, context=context, done=done.append)
+    assert sum(done) == len(texts)
+    return [(answer.text, answer.stopped) for answer in answers]
+
+
+TEXTS = ['Spell "velat".', "What is 20 + 22?", 'Say "mo" twice.', 'What is the first letter of "dunar"?', "What number comes after 345?"]
+
+
+def test_the_base_model_knows_its_tasks_in_its_own_form(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    assert ask(tiny_model, tokenizer, TEXTS, default_params) == [("v-e-l-a-t", True), ("42", True), ("mo mo", True), ("d", True), ("346", True)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_answers_do_not_depend_on_the_batch(tiny_model: Any, tokenizer: Any, default_params: Params, batch_size: int) -> None:
+    assert ask(tiny_model, tokenizer, TEXTS, default_params, batch_size=batch_size) == ask(tiny_model, tokenizer, TEXTS, default_params)
+
+
+def test_an_answer_is_cut_at_max_new_tokens_and_says_so(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    assert ask(tiny_model, tokenizer, TEXTS[:1], default_params, max_new_tokens=3) == [("v-e", False)]
+
+
+def test_an_answer_is_cut_where_the_context_ends_whatever_its_batch_does(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    length = 1 + len(tokenizer.encode(f"Task.\n{TEXTS[0]}\nResult.\n", add_special_tokens=False))
+    answers = ask(tiny_model, tokenizer, TEXTS[:3], default_params, context=length + 5)
+    assert answers[0] == ("v-e-l", False)
+    assert answers[2] == ("mo mo", True)
+
+
+def test_sampling_repeats_with_its_seed_and_differs_with_another(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    def sampled(seed: int) -> list[tuple[str, bool]]:
+        return ask(tiny_model, tokenizer, ["Tell me a story."] * 4, default_params, do_sample=True, temperature=3.0, top_p=1.0, seed=seed)
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, tokenizer: Any, template: ChatTemplate) -> None:
+    from qlora.base_model import stop_token_ids
+
+    tiny_model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    assert stop_token_ids(tiny_model, tokenizer, template.end_of_turn) == sorted({7, tokenizer.eos_token_id})

@@ -1,0 +1,102 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from qlora import params
+from qlora.errors import InputError
+
+
+def edited(tmp_path: Path, *changes: tuple[str, str, object]) -> Path:
+    """params.yaml with sections' keys set; a value of `...` deletes the key."""
+    path = tmp_path / "params.yaml"
+    shutil.copy("params.yaml", path)
+    yaml = YAML()
+    document = yaml.load(path)
+    for section, key, value in changes:
+        if value is ...:
+            del document[section][key]
+        else:
+            document.setdefault(section, {})[key] = value
+    yaml.dump(document, path)
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        params.load(path)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("spelling", ["2e-5", "2e-05", "0.00002", "2E-5", "2.0e-5"])
+def test_one_number_in_every_spelling(tmp_path: Path, spelling: str) -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8").replace("learning_rate: 4e-3", f"learning_rate: {spelling}")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert params.load(path).train.learning_rate == 0.00002
+
+
+def test_all_mistakes_are_reported_at_once_each_with_its_place_value_and_range(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        ("data", "on_invalid", "dorp"),
+        ("train", "learning_rat", 1e-4),
+        ("train", "learning_rate", -1),
+        ("lora", "r", "16"),
+        ("evaluate", "top_p", 1.5),
+        ("sequence", "max_length", ...),
+        ("hardwear", "device", "cpu"),
+    )
+    text = message(path)
+    assert "7 mistake(s)" in text
+    assert "data.on_invalid = 'dorp' is not allowed: must be one of 'drop', 'error'; did you mean 'drop'?" in text
+    assert "train.learning_rat is not a parameter; did you mean 'train.learning_rate'?" in text
+    assert "train.learning_rate = -1 is not allowed: must be greater than 0" in text
+    assert "lora.r = '16' is not allowed: must be a valid integer" in text
+    assert "evaluate.top_p = 1.5 is not allowed: must be less than or equal to 1" in text
+    assert "sequence.max_length is missing" in text
+    assert "hardwear is not a parameter; did you mean 'hardware'?" in text
+
+
+def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, ("lora", "target_modules", ["q_proj"]))).lora.target_modules == ["q_proj"]
+    text = message(edited(tmp_path, ("lora", "target_modules", "all-liner")))
+    assert text.count("lora.target_modules") == 1
+    assert "did you mean 'all-linear'?" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([("train", "lr_scheduler_type", "constant"), ("train", "warmup_steps", 5)], "warmup_steps = 5 has no effect"),
+        ([("train", "eval_strategy", "steps")], "eval_steps = None does not go with eval_strategy = 'steps'"),
+        ([("train", "batch_size", 3), ("hardware", "per_device_train_batch_size", 2)], "train.batch_size = 3 is not a multiple"),
+        ([("data", "validation_fraction", 0)], "train.eval_strategy = 'epoch' needs validation rows"),
+        (
+            [("data", "test_file", "data/raw/tiny/./train-00000-of-00001.parquet"), ("data", "test_fraction", 0.98)],
+            "leave no row to train on",
+        ),
+    ],
+)
+def test_impossible_pairs_are_refused(tmp_path: Path, changes: list[tuple[str, str, object]], expected: str) -> None:
+    assert expected in message(edited(tmp_path, *changes))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "data: [\n", "train: 3\n"])
+def test_a_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert str(path) in message(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    assert "run from the repository's root" in message(tmp_path / "params.yaml")
+
+
+def test_values_can_not_be_changed_after_they_were_checked() -> None:
+    values = params.load(Path("params.yaml"))
+    with pytest.raises(ValueError, match="frozen"):
+        values.train.seed = 1
+    assert values.gradient_accumulation_steps == values.train.batch_size // values.hardware.per_device_train_batch_size

@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qlora.errors import InputError
+from qlora.raw_rows import BATCH_ROWS, read_rows
+
+ROWS: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"é {number}"}], "category": "c"} for number in range(3)]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    match path.suffix:
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case ".json":
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_the_same_rows_from_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"rows{suffix}", ROWS)
+    assert list(read_rows(path, ["messages"], ["category"])) == ROWS
+    assert list(read_rows(path, ["category"], ["absent"])) == [{"category": "c"}] * 3
+
+
+def test_rows_keep_their_order_across_batches(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", [{"n": number} for number in range(2 * BATCH_ROWS + 1)])
+    assert [row["n"] for row in read_rows(path, ["n"])] == list(range(2 * BATCH_ROWS + 1))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "data-missing"),
+        (b"", "data-empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "data-lfs-pointer"),
+        (b"[{", "data-damaged"),
+    ],
+)
+def test_a_file_that_is_no_data_is_named(tmp_path: Path, suffix: str, content: bytes | None, code: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=code) as caught:
+        list(read_rows(path, ["messages"]))
+    assert str(path) in str(caught.value)
+
+
+def test_a_cut_off_parquet_file_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", ROWS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="data-damaged"):
+        list(read_rows(path, ["messages"]))
+
+
+def test_a_parquet_file_with_damaged_pages_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", ROWS)
+    content = bytearray(path.read_bytes())
+    content[4:60] = b"\xff" * 56
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="data-damaged"):
+        list(read_rows(path, ["messages"]))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"rows{suffix}", [{"text": "a", "label": 1}])
+    with pytest.raises(InputError, match="no column 'messages', only text, label"):
+        list(read_rows(path, ["messages"]))
+
+
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"messages": []}\n\n{"messages": [}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows.jsonl:3 is not JSON"):
+        list(read_rows(path, ["messages"]))
+    path.write_text('{"messages": []}\n7\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows.jsonl:2 holds int, expected an object"):
+        list(read_rows(path, ["messages"]))
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n", encoding="utf-8")
+    with pytest.raises(InputError, match="expected one of .parquet, .json, .jsonl"):
+        list(read_rows(path, ["messages"]))

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from qlora.records import atomic_writers, read_jsonl, write_csv, write_json, write_jsonl
+
+
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    old, new = tmp_path / "a.json", tmp_path / "b.json"
+    old.write_text("old", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="half-way"), atomic_writers([old, new]) as (first, _):
+        first.write("new")
+        raise RuntimeError("half-way")
+    assert old.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_json_is_sorted_ends_in_a_line_break_and_is_not_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": "é", "a": 0.1})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": 0.1,\n  "b": "é"\n}\n'
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_line_separators_inside_text_stay_inside_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    records = [{"text": "a\u2028b\n\r\x85"}, {"text": "日本"}]
+    write_jsonl(path, records)
+    assert read_jsonl(path) == records
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, ["step", "loss"], [[1, 0.5]])
+    assert path.read_bytes() == b"step,loss\n1,0.5\n"

@@ -1,0 +1,29 @@
+from qlora.splits import content_hash, split_of
+
+DIGESTS = [content_hash(str(number)) for number in range(4000)]
+
+
+def share(name: str, validation: float, test: float) -> set[str]:
+    return {digest for digest in DIGESTS if split_of(digest, validation=validation, test=test) == name}
+
+
+def test_every_row_is_in_one_split_of_about_the_asked_size() -> None:
+    sizes = {name: len(share(name, 0.1, 0.2)) for name in ("train", "validation", "test")}
+    assert sum(sizes.values()) == 4000
+    assert abs(sizes["validation"] - 400) < 60
+    assert abs(sizes["test"] - 800) < 80
+
+
+def test_a_larger_validation_share_only_takes_rows_from_train() -> None:
+    assert share("validation", 0.1, 0.2) < share("validation", 0.2, 0.2)
+    assert share("test", 0.1, 0.2) == share("test", 0.2, 0.2)
+
+
+def test_no_share_means_no_rows() -> None:
+    assert share("train", 0.0, 0.0) == set(DIGESTS)
+
+
+def test_the_border_belongs_to_the_next_split() -> None:
+    half = "8" + "0" * 63
+    assert split_of(half, validation=0.25, test=0.5) == "validation"
+    assert split_of(half, validation=0.0, test=0.5) == "train"

@@ -1,0 +1,109 @@
+"""Named set-ups: overlays of params.yaml in recipes/.
+
+python -m tools.recipes list           every recipe and what it is for
+python -m tools.recipes show NAME      its values
+python -m tools.recipes use NAME       write them into params.yaml; comments and all other values stay
+python -m tools.recipes flags NAME     as -S arguments: dvc exp run $(...) is then a run of its own
+"""
+
+import argparse
+import io
+import json
+import shlex
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from qlora import command, params
+from qlora.errors import InputError
+from qlora.records import atomic_writers
+
+FOLDER = Path("recipes")
+PARAMS = Path("params.yaml")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def path_of(name: str) -> Path:
+    """Raises InputError for an unknown recipe."""
+    if name not in names():
+        close = get_close_matches(name, names(), n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names())}"
+        raise InputError("recipe-unknown", f"there is no recipe {name!r} in {FOLDER}/; {hint}")
+    return FOLDER / f"{name}.yaml"
+
+
+def summary(path: Path) -> str:
+    """The recipe's first comment line: what it is for."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip()
+
+
+def compose(base: Path, overlay: Path) -> str:
+    """The text of `base` with the overlay's values in place, its comments kept.
+
+    Raises:
+        InputError: the overlay names an unknown key, or the result is not a valid params.yaml.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    document = yaml.load(base)
+    for section, key, value in values_of(overlay):
+        if section not in document or key not in document[section]:
+            raise InputError("recipe-key", f"{overlay} sets {section}.{key}, which {base} does not have")
+        document[section][key] = value
+    text = io.StringIO()
+    yaml.dump(document, text)
+    params.check(YAML(typ="safe").load(text.getvalue()), f"{base} with {overlay}")
+    return text.getvalue()
+
+
+def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
+    """(section, key, value) in the order of the file."""
+    record = YAML(typ="safe").load(overlay) or {}
+    return ((section, key, value) for section, values in record.items() for key, value in values.items())
+
+
+def use(name: str) -> None:
+    text = compose(PARAMS, path_of(name))
+    with atomic_writers([PARAMS]) as (file,):
+        file.write(text)
+
+
+def flags(name: str) -> str:
+    """-S arguments, quoted for a shell. A text is quoted again, so that `-S` does not split it."""
+
+    def literal(value: Any) -> str:
+        # Not json for numbers: it would write 1e-05, which DVC reads as well, but people compare with the recipe.
+        return json.dumps(value) if isinstance(value, str | list | bool) or value is None else str(value)
+
+    return " ".join(f"-S {shlex.quote(f'{section}.{key}={literal(value)}')}" for section, key, value in values_of(path_of(name)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["list", "show", "use", "flags"])
+    parser.add_argument("name", nargs="?")
+    arguments = parser.parse_args()
+    if arguments.action == "list":
+        for name in names():
+            print(f"{name:20} {summary(FOLDER / f'{name}.yaml')}")
+        return
+    if arguments.name is None:
+        raise InputError("recipe-name", f"`{arguments.action}` needs the name of a recipe: {', '.join(names())}")
+    if arguments.action == "show":
+        print(path_of(arguments.name).read_text(encoding="utf-8"), end="")
+    elif arguments.action == "flags":
+        print(flags(arguments.name))
+    else:
+        use(arguments.name)
+        print(f"{PARAMS} now holds {arguments.name}; see `git diff {PARAMS}`, then `dvc repro`")
+
+
+if __name__ == "__main__":
+    command.run(main)
