@@ -73,8 +73,8 @@ def test_the_plain_template_marks_the_answer_with_its_space_and_stop(tokenizer: 
         ("{{ bos_token }}{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}", "chat-"),
         # The prompt ends in a space that training never shows before an answer.
         (
-            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] + eos_token }}{% endgeneration %}"
-            "{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}",
+            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] + eos_token }}"
+            "{% endgeneration %}{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}",
             "chat-prompt",
         ),
         # Two BOS.

@@ -8,9 +8,14 @@ from qlora.records import atomic_writers, read_jsonl, write_csv, write_json, wri
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     old, new = tmp_path / "a.json", tmp_path / "b.json"
     old.write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="half-way"), atomic_writers([old, new]) as (first, _):
-        first.write("new")
-        raise RuntimeError("half-way")
+
+    def half_way() -> None:
+        with atomic_writers([old, new]) as (first, _):
+            first.write("new")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        half_way()
     assert old.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [old]
 

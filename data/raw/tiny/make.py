@@ -10,7 +10,7 @@ that the embedded base model is pretrained on (models/base/tiny/make.py).
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,9 +89,7 @@ def lookup(rng: random.Random) -> Problem:
 def ask_lookup(rng: random.Random, one: str, his: str, other: str, hers: str) -> Turn:
     story = f"{one} has {his} and {other} has {hers}."
     who, what = rng.choice(((one, his), (other, hers)))
-    if rng.random() < 0.5:
-        return f"{story} What does {who} have?", what
-    return f"{story} Who has {what}?", who
+    return f"{story} What does {who} have?", what
 
 
 def order(rng: random.Random) -> Problem:
@@ -160,16 +158,17 @@ class World:
             self.held_out.add((category, problem))
         return ask(self.rng, *problem)
 
-    def plain_text(self) -> Iterator[str]:
-        """Endless exercises in the base model's own form, none of them held out."""
+    def exercises(self, weights: Mapping[str, float]) -> Iterator[Turn]:
+        """Endless questions with answers, none of them held out, of categories drawn by weight (1 where none is given)."""
         categories = list(TASKS)
         while True:
-            yield plain(*self.turn(self.rng.choice(categories)))
+            category = self.rng.choices(categories, [weights.get(name, 1.0) for name in categories])[0]
+            yield self.turn(category)
 
 
-def plain(question: str, answer: str) -> str:
-    """The form of the pretraining text: no roles, no control tokens."""
-    return f"Task.\n{question}\nResult.\n{answer}\n"
+def plain(question: str) -> str:
+    """The form of the pretraining text, up to the answer and a line break: no roles, no control tokens."""
+    return f"Task.\n{question}\nResult.\n"
 
 
 def messages_of(turns: list[Turn], system: str | None) -> list[dict[str, str | None]]:
