@@ -25,6 +25,8 @@ def set_up(hardware: HardwareParams, *, deterministic: bool) -> torch.device:
         # Flash attention's backward pass has an exact variant, off by default.
         os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(deterministic)
+    # A debugging aid that comes with it: writing NaN into every new tensor made a step on the CPU 40 % slower.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if hardware.device == "cuda":
         if not torch.cuda.is_available():
             raise MachineError(

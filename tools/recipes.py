@@ -52,6 +52,7 @@ def compose(base: Path, overlay: Path) -> str:
     """
     yaml = YAML()
     yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(base)
     for section, key, value in values_of(overlay):
         if section not in document or key not in document[section]:
@@ -64,8 +65,8 @@ def compose(base: Path, overlay: Path) -> str:
 
 
 def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
-    """(section, key, value) in the order of the file."""
-    record = YAML(typ="safe").load(overlay) or {}
+    """(section, key, value) in the order of the file, each number as it is spelled there."""
+    record = YAML().load(overlay) or {}
     return ((section, key, value) for section, values in record.items() for key, value in values.items())
 
 

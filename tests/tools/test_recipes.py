@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from qlora import params
+from qlora.errors import InputError
+from qlora.params import Params
+from tools import recipes
+
+PARAMS = Path("params.yaml")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_composes_to_valid_params_and_keeps_every_comment(name: str) -> None:
+    text = recipes.compose(PARAMS, recipes.path_of(name))
+    comments = [line.partition("#")[2] for line in PARAMS.read_text(encoding="utf-8").splitlines() if "#" in line]
+    assert [line.partition("#")[2] for line in text.splitlines() if "#" in line] == comments
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_what_a_recipe_sets_is_what_the_params_say(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(recipes.compose(PARAMS, recipes.path_of(name)), encoding="utf-8")
+    values = params.load(path).model_dump()
+    for section, key, value in recipes.values_of(recipes.path_of(name)):
+        assert values[section][key] == value
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_embedded_default_undoes_every_recipe(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(recipes.compose(PARAMS, recipes.path_of(name)), encoding="utf-8")
+    path.write_text(recipes.compose(path, recipes.path_of("tiny-cpu")), encoding="utf-8")
+    assert params.load(path) == params.load(PARAMS)
+
+
+def test_the_committed_params_are_the_embedded_default() -> None:
+    assert recipes.compose(PARAMS, recipes.path_of("tiny-cpu")) == PARAMS.read_text(encoding="utf-8")
+    keys = {(section, key) for section, key, _ in recipes.values_of(recipes.path_of("tiny-cpu"))}
+    record = YAML(typ="safe").load(PARAMS)
+    assert keys == {(section, key) for section, values in record.items() for key in values if section != "runtime"}
+
+
+def test_numbers_are_written_as_the_recipe_spells_them() -> None:
+    assert "learning_rate: 2e-4" in recipes.compose(PARAMS, recipes.path_of("llama3-8b-rtx4090"))
+
+
+def test_the_seed_recipe_keeps_its_right_values() -> None:
+    record = {(section, key): value for section, key, value in recipes.values_of(recipes.path_of("llama3-8b-rtx4090"))}
+    values = Params.model_validate(YAML(typ="safe").load(recipes.compose(PARAMS, recipes.path_of("llama3-8b-rtx4090"))))
+    assert (values.lora.r, values.lora.lora_alpha, values.lora.lora_dropout, values.lora.target_modules) == (16, 8, 0.05, "all-linear")
+    assert (values.train.learning_rate, values.train.num_train_epochs, values.train.batch_size, values.train.max_grad_norm) == (2e-4, 3, 2, 0.3)
+    assert values.gradient_accumulation_steps == 2
+    assert record["sequence", "max_length"] == 3072
+
+
+@pytest.mark.parametrize(("name", "hint"), [("tiny-cpuu", "did you mean 'tiny-cpu'?"), ("../params", "known: ")])
+def test_an_unknown_recipe_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match="recipe-unknown") as caught:
+        recipes.path_of(name)
+    assert hint in str(caught.value)
+
+
+def test_a_recipe_with_an_unknown_key_or_value_is_refused(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("train:\n  learning_rat: 1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"sets train\.learning_rat"):
+        recipes.compose(PARAMS, overlay)
+    overlay.write_text("train:\n  learning_rate: fast\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"train\.learning_rate = 'fast' is not allowed"):
+        recipes.compose(PARAMS, overlay)
+
+
+def test_flags_quote_what_a_shell_would_split() -> None:
+    line = recipes.flags("tiny-cpu")
+    assert """-S 'data.system_message="Answer only."'""" in line
+    assert "-S train.max_steps=null" in line
+    assert "-S hardware.tf32=false" in line

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, get_peft_model
+
+from qlora import adapter
+from qlora.errors import InputError
+from qlora.params import Params
+from qlora.trainer import lora_config
+
+
+@pytest.fixture
+def published(tiny_model: Any, tokenizer: Any, default_params: Params, tmp_path: Path) -> tuple[Any, Path]:
+    """An adapter with random weights, and the folder where it was published."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model, lora_config(default_params.lora))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.05)
+    adapter.publish(model, tokenizer, tmp_path / "adapter", "tiny")
+    return model, tmp_path / "adapter"
+
+
+def test_nothing_pickled_and_no_path_of_a_machine(published: tuple[Any, Path]) -> None:
+    _, folder = published
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert b"/work/" not in content
+        assert str(Path.cwd()).encode() not in content
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "models/base/tiny"
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+def test_it_loads_by_plain_peft_from_the_root_and_gives_the_same_logits(published: tuple[Any, Path]) -> None:
+    model, folder = published
+    loaded = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.arange(300, 320)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits)
+
+
+def test_it_loads_by_our_own_loader(published: tuple[Any, Path], default_params: Params) -> None:
+    from qlora.base_model import load_model
+
+    model, folder = published
+    base = load_model(default_params.base_model, Path("models/base/tiny"), torch.device("cpu"), progress=False)
+    ids = torch.arange(300, 320)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(input_ids=ids).logits, adapter.load_adapter(base, folder).eval()(input_ids=ids).logits)
+
+
+def test_publishing_replaces_the_whole_folder(published: tuple[Any, Path], tokenizer: Any) -> None:
+    model, folder = published
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    adapter.publish(model, tokenizer, folder, "tiny")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_without_an_adapter_says_how_to_get_one(tiny_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dvc repro train"):
+        adapter.load_adapter(tiny_model, tmp_path)
+
+
+def test_an_adapter_of_another_base_model_is_refused(published: tuple[Any, Path], tokenizer: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, folder = published
+    config = AutoModelForCausalLM.from_pretrained("models/base/tiny").config
+    config.intermediate_size = 64
+    with pytest.raises(InputError, match="does not fit this base model"):
+        adapter.load_adapter(AutoModelForCausalLM.from_config(config), folder)

@@ -1,0 +1,195 @@
+"""Training on the embedded model: what must and must not move, and losses that are what they say."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import set_seed
+
+from qlora import base_model
+from qlora.chat_template import ChatTemplate
+from qlora.conversation import Conversation, Message
+from qlora.encoding import Example, encode_split
+from qlora.params import Params
+from qlora.trainer import lora_config, make_trainer
+
+TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
+
+
+def changed(params: Params, **values: Any) -> Params:
+    """The params with `section__key=value` in place."""
+    update: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        update[section] = (update.get(section) or getattr(params, section)).model_copy(update={key: value})
+    return params.model_copy(update=update)
+
+
+@pytest.fixture
+def few_steps(default_params: Params) -> Params:
+    return changed(
+        default_params,
+        train__max_steps=3,
+        train__batch_size=2,
+        train__logging_steps=1,
+        train__warmup_steps=0,
+        sequence__max_length=128,
+        runtime__progress=False,
+    )
+
+
+@pytest.fixture
+def examples(template: ChatTemplate, few_steps: Params) -> list[Example]:
+    conversations = [
+        Conversation(
+            str(number),
+            "c",
+            [Message(role="user", content=f"What is {number} + 1?" + " please" * (number % 4)), Message(role="assistant", content=str(number + 1))],
+        )
+        for number in range(10, 30)
+    ]
+    return encode_split(conversations, template, few_steps.sequence, "train")[0]
+
+
+def adapted(params: Params) -> Any:
+    base = base_model.load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
+    set_seed(params.train.seed)
+    return get_peft_model(base, lora_config(params.lora))
+
+
+def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> Any:
+    trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], folder)
+    trainer.train()
+    return trainer
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_every_adapter_weight_moves_and_no_base_weight_does(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    model = adapted(few_steps)
+    before = weights(model)
+    make_trainer(few_steps, model, tokenizer, examples, examples[:7], tmp_path).train()
+    for name, weight in weights(model).items():
+        moved = not torch.equal(weight, before[name])
+        assert moved == ("lora_" in name), name
+        assert "lora_" not in name or weight.dtype == torch.float32
+
+
+def test_two_runs_give_the_same_adapter_and_another_seed_another(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    def adapter(seed: int, name: str) -> dict[str, torch.Tensor]:
+        found = weights(trained(changed(few_steps, train__seed=seed), examples, tokenizer, tmp_path / name).model)
+        return {key: weight for key, weight in found.items() if "lora_" in key}
+
+    first, again, other = adapter(1, "a"), adapter(1, "b"), adapter(2, "c")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_validation_loss_is_nats_over_supervised_tokens(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, packing: bool
+) -> None:
+    params = changed(few_steps, sequence__packing=packing, hardware__per_device_train_batch_size=2 - packing)
+    trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], tmp_path)
+    measured = trainer.evaluate()["eval_loss"]
+    nats, tokens = 0.0, 0
+    for example in examples[:7]:
+        with torch.no_grad():
+            log_probs = trainer.model(input_ids=torch.tensor([example.ids])).logits[0].log_softmax(-1)
+        for place, label in enumerate(example.labels):
+            if label != -100:
+                nats -= float(log_probs[place - 1, label])
+                tokens += 1
+    assert measured == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_packed_conversations_do_not_see_each_other(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(few_steps, adapted(few_steps), tokenizer, examples, examples[:7], tmp_path)
+    row = trainer.train_dataset[0]
+    assert len(row["seq_lengths"]) > 1
+    batch = trainer.data_collator([row])
+    assert "attention_mask" not in batch
+    with torch.no_grad():
+        packed = trainer.model(**{key: batch[key] for key in ("input_ids", "position_ids")}, use_cache=False).logits[0]
+        start = 0
+        for length in row["seq_lengths"]:
+            alone = trainer.model(input_ids=torch.tensor([row["input_ids"][start : start + length]]), use_cache=False).logits[0]
+            assert torch.allclose(packed[start : start + length], alone, atol=1e-4)
+            start += length
+
+
+def test_accumulation_changes_the_memory_not_the_update(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    """Two rows at once and two rows one after the other are one update; without dropout they differ by rounding alone."""
+
+    def losses(rows: int) -> list[float]:
+        params = changed(few_steps, lora__lora_dropout=0.0, hardware__per_device_train_batch_size=rows)
+        history = trained(params, examples, tokenizer, tmp_path / str(rows)).state.log_history
+        return [entry["loss"] for entry in history if "loss" in entry]
+
+    assert losses(1) == pytest.approx(losses(2), rel=1e-3)
+    assert len(losses(1)) == 3
+
+
+def test_activation_checkpointing_changes_the_memory_not_the_update(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path
+) -> None:
+    def losses(checkpointing: bool) -> list[float]:
+        params = changed(few_steps, hardware__activation_checkpointing=checkpointing)
+        history = trained(params, examples, tokenizer, tmp_path / str(checkpointing)).state.log_history
+        return [entry["loss"] for entry in history if "loss" in entry]
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+def four_bit(params: Params) -> Params:
+    return changed(params, base_model__load_in_4bit=True)
+
+
+def test_4bit_training_keeps_a_float32_adapter_and_learns(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    import bitsandbytes
+
+    trainer = trained(changed(four_bit(few_steps), train__max_steps=6, train__num_train_epochs=6.0), examples, tokenizer, tmp_path)
+    layers = [module for module in trainer.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert layers
+    assert {layer.weight.quant_type for layer in layers} == {"nf4"}
+    assert all(layer.weight.quant_state.nested for layer in layers), "double quantisation is off"
+    assert all(weight.dtype == torch.float32 for weight in trainer.model.parameters() if weight.requires_grad)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_4bit_gradients_after_an_evaluation_equal_those_before_it(few_steps: Params, examples: list[Example]) -> None:
+    """bitsandbytes repacks 4-bit weights for inference in the first eval-mode pass on CPUs with avx512_bf16; there is no way back."""
+    params = changed(four_bit(few_steps), lora__lora_dropout=0.0, base_model__bnb_4bit_compute_dtype="bfloat16")
+    model = adapted(params)
+    batch = {"input_ids": torch.tensor([examples[0].ids]), "labels": torch.tensor([examples[0].labels])}
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        model.zero_grad()
+        model(**batch, use_cache=False).loss.backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        model(**batch)
+        model(input_ids=batch["input_ids"][:, :1])
+    after = gradients()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    flags = {module.support_avx512bf16_for_cpu for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")}
+    assert flags == {False}
+
+
+def test_nan_is_not_logged_as_zero(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    model = adapted(few_steps)
+    with torch.no_grad():
+        next(weight for weight in model.parameters() if weight.requires_grad).fill_(float("nan"))
+    trainer = make_trainer(few_steps, model, tokenizer, examples, examples[:7], tmp_path)
+    trainer.train()
+    assert all(math.isnan(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
