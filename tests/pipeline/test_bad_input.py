@@ -1,0 +1,149 @@
+"""Every mistake ends in one message with place, value and way out; nothing is half-written and nothing is lost."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.clone import Clone, new_clone, tiny_rows
+
+RAW = "data/raw/micro/train.jsonl"
+MESSAGE = {"content": "a", "role": "user"}
+
+
+def raw(content: bytes) -> Callable[[Clone], None]:
+    def change(clone: Clone) -> None:
+        (clone.path / RAW).write_bytes(content)
+
+    return change
+
+
+def cut_off_parquet(clone: Clone) -> None:
+    source = (clone.path / "data/raw/tiny/train-00000-of-00001.parquet").read_bytes()
+    (clone.path / "data/raw/micro/cut.parquet").write_bytes(source[: len(source) // 2])
+    clone.set(data__train_file="data/raw/micro/cut.parquet")
+
+
+def weights(edit: Callable[[Path], None]) -> Callable[[Clone], None]:
+    def change(clone: Clone) -> None:
+        edit(clone.path / "models/base/tiny/model.safetensors")
+        # A reason for the stage to run: DVC does not look at the weights, only at their manifest.
+        clone.set(evaluate__max_new_tokens=2)
+
+    return change
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def params_text(old: str, new: str) -> Callable[[Clone], None]:
+    def change(clone: Clone) -> None:
+        path = clone.path / "params.yaml"
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    return change
+
+
+CASES: dict[str, tuple[str, Callable[[Clone], None], list[str]]] = {
+    "empty file": ("prepare", raw(b""), ["[data-empty]", RAW]),
+    "LFS pointer": ("prepare", raw(b"version https://git-lfs.github.com/spec/v1\n"), ["[data-lfs-pointer]", RAW, "git lfs pull"]),
+    "cut-off parquet": ("prepare", cut_off_parquet, ["[data-damaged]", "cut.parquet"]),
+    "wrong columns": ("prepare", raw(b'{"text": "a"}\n'), ["[data-columns]", "'messages'", "only text", "data.format"]),
+    "wrong types": ("prepare", raw(b'{"messages": [{"role": 1, "content": "a"}]}\n'), ["[data-types]", "row 1", "messages[0].role is 1"]),
+    "no usable row": ("prepare", raw(json.dumps({"messages": [MESSAGE]}).encode()), ["[data-no-rows]", "no_final_answer"]),
+    "unknown param": (
+        "prepare",
+        params_text("  lora_alpha:", "  lora_alpa:"),
+        ["lora.lora_alpa is not a parameter; did you mean 'lora.lora_alpha'?"],
+    ),
+    "changed byte": ("baseline", weights(change_a_byte), ["[base-model-changed]", "model.safetensors has sha256", "tools.pin"]),
+    "missing shard": ("baseline", weights(os.unlink), ["[base-model-changed]", "model.safetensors is missing"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_message_nothing_half_written_and_what_was_built_comes_back(built: Clone, name: str) -> None:
+    stage, change, expected = CASES[name]
+    before = built.outputs()
+    change(built)
+    if name == "unknown param":
+        built.run("touch", "qlora/splits.py")
+        (built.path / "qlora/splits.py").write_text((built.path / "qlora/splits.py").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    output = built.run("dvc", "repro", stage, fails=True)
+    for text in expected:
+        assert text in output
+    assert "Traceback" not in output
+    tail = output[output.rindex("error: [") :].splitlines()
+    assert any(line.startswith(f"ERROR: failed to reproduce '{stage}'") for line in tail), "our message comes last but for DVC's own"
+    assert not [path for path in built.path.rglob("*.partial") if ".dvc" not in path.parts]
+
+    built.run("git", "checkout", "--", ".")
+    built.run("dvc", "checkout")
+    assert built.outputs() == before
+    assert built.repro() == set()
+
+
+def test_a_missing_file_is_named(built: Clone) -> None:
+    (built.path / RAW).unlink()
+    assert "train.jsonl" in built.run("dvc", "repro", fails=True)
+    output = built.run("python", "-m", "stages.prepare", "--prepared", "data/prepared", "--report", "metrics/prepare.json", fails=True)
+    assert "[data-missing]" in output
+    assert "Traceback" not in output
+
+
+def test_an_unwritable_output_is_exit_code_3(built: Clone) -> None:
+    # A folder where a file must go: root may write everywhere, so permissions alone would show nothing.
+    (built.path / "metrics/prepare.json").unlink()
+    (built.path / "metrics/prepare.json.partial").mkdir()
+    output = built.run("sh", "-c", "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json; echo status $?")
+    assert "[output-unwritable]" in output
+    assert "status 3" in output
+    assert "Traceback" not in output
+
+
+def test_exit_codes(built: Clone) -> None:
+    status = "; echo status $?"
+    prepare = "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json"
+    built.set(runtime__allow_other_versions=False)
+    assert "status 0" in built.run("sh", "-c", prepare + status)
+    (built.path / "requirements.txt").write_text("torch==0.0.1\n", encoding="utf-8")
+    refused = built.run("sh", "-c", prepare + status)
+    assert "status 3" in refused
+    assert "torch: " in refused
+    built.set(runtime__allow_other_versions=True)
+    assert "status 0" in built.run("sh", "-c", prepare + status)
+    assert "status 2" in built.run("sh", "-c", "python -m tools.recipes use tiny-cup" + status)
+
+
+def test_no_gpu_is_exit_code_3_at_once(built: Clone) -> None:
+    built.set(hardware__device="cuda")
+    output = built.run("dvc", "repro", "baseline", fails=True, CUDA_VISIBLE_DEVICES="")
+    assert "[no-gpu]" in output
+    assert "tiny-cpu" in output
+
+
+def test_a_model_without_manifest_says_how_to_pin_it(built: Clone) -> None:
+    built.set(base_model__name="absent")
+    built.run("dvc", "repro", "baseline", fails=True)
+    command = "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --report r --throughput t"
+    output = built.run(*command.split(), fails=True)
+    assert "[base-model-unpinned]" in output
+    assert "tools.pin absent --path DIR" in output
+
+
+def test_a_project_without_embedded_weights_names_the_command(tmp_path: Path) -> None:
+    clone = new_clone(
+        tmp_path, Path(__file__).with_name("micro.yaml"), {RAW: tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 8)}
+    )
+    shutil.rmtree(clone.path / "models/base/tiny")
+    output = clone.run("dvc", "repro", "baseline", fails=True)
+    assert "[base-model-missing]" in output
+    assert "tools.pin tiny --path DIR" in output

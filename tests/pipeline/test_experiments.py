@@ -1,0 +1,50 @@
+"""dvc's own experiment commands on this pipeline, through the real command line."""
+
+import json
+
+from tests.pipeline.clone import Clone, ran
+
+
+def test_an_experiment_from_a_changed_param_to_its_place_in_the_tables(built: Clone) -> None:
+    output = built.run("dvc", "exp", "run", "--name", "slower", "-S", "train.learning_rate=2e-5")
+    assert ran(output) == {"train", "evaluate"}
+    assert "learning_rate: 2e-05" in (built.path / "params.yaml").read_text(encoding="utf-8")
+    assert "# rows per update" in (built.path / "params.yaml").read_text(encoding="utf-8"), "comments were lost"
+
+    changed = json.loads(built.run("dvc", "params", "diff", "--json"))
+    assert changed["params.yaml"]["train.learning_rate"] == {"old": 4e-3, "new": 2e-5, "diff": 2e-5 - 4e-3}
+    assert set(changed["params.yaml"]) == {"train.learning_rate"}
+
+    metrics = json.loads(built.run("dvc", "metrics", "diff", "--json"))
+    assert metrics["metrics/evaluate.json"]["nll"]["diff"] != 0
+    assert "metrics/baseline.json" not in metrics, "the baseline did not run again"
+
+    table = built.run("dvc", "exp", "show", "--csv")
+    assert "slower" in table
+    assert "exact_match" in table
+
+    built.run("dvc", "plots", "show", "--out", "plots")
+    page = (built.path / "plots" / "index.html").read_text(encoding="utf-8")
+    assert "train_loss" in page
+    assert "eval_loss" in page
+
+
+def test_a_queued_and_a_temporary_experiment_leave_the_workspace_alone(built: Clone) -> None:
+    built.run("dvc", "exp", "run", "--temp", "--name", "other", "-S", "train.seed=7")
+    assert built.run("git", "status", "--porcelain") == ""
+    built.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "train.seed=8")
+    built.run("dvc", "queue", "start")
+    built.run("dvc", "queue", "logs", "queued", "--follow")
+    table = built.run("dvc", "exp", "show", "--csv")
+    assert "other" in table
+    assert "queued" in table
+    timings = list((built.path / ".dvc/tmp/throughput").glob("*.json"))
+    assert len(timings) == 2, "the times of both runs are kept"
+
+
+def test_the_flags_of_a_recipe_are_accepted_by_dvc(built: Clone) -> None:
+    flags = built.run("python", "-m", "tools.recipes", "flags", "tiny-cpu")
+    built.run("sh", "-c", f"dvc exp run --queue {flags}")
+    built.run("dvc", "queue", "remove", "--all")
+    built.run("python", "-m", "tools.recipes", "use", "tiny-cpu")
+    assert "train_file: data/raw/tiny" in (built.path / "params.yaml").read_text(encoding="utf-8")
