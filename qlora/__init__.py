@@ -1,6 +1,12 @@
 """The nouns of the pipeline: small, typed, tested without DVC. No paths of their own, no params.yaml, no printed results."""
 
+import logging
 import sys
+import warnings
 
 # bitsandbytes asks the Hub for native code at import when the package `kernels` is there: no network, no foreign code.
+# Its advice to install that package is then noise.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# PEFT 0.21.2 reads an attribute that transformers 5.23 renamed.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

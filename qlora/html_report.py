@@ -33,15 +33,17 @@ def write(
     tuned_metrics: Mapping[str, Any],
 ) -> None:
     """Write the page; `base` and `tuned` are predictions of the same turns in the same order."""
+    title = "Base and tuned model on the test set"
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<meta name="viewport" content="width=device-width">\n',
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n<body>\n<h1>{title}</h1>\n",
+        *_metrics_table(base_metrics, tuned_metrics),
+        *_category_table(base_metrics, tuned_metrics),
+        *_answers_table(conversations, base, tuned),
+    ]
     with atomic_writers([path]) as (file,):
-        file.write('<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n')
-        file.write(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n')
-        file.write('<meta name="viewport" content="width=device-width">\n')
-        file.write(f"<title>Base and tuned model on the test set</title>\n<style>{STYLE}</style>\n<body>\n")
-        file.write("<h1>Base and tuned model on the test set</h1>\n")
-        file.writelines(_metrics_table(base_metrics, tuned_metrics))
-        file.writelines(_category_table(base_metrics, tuned_metrics))
-        file.writelines(_answers_table(conversations, base, tuned))
+        file.write("".join(parts).encode())
 
 
 def _row(cells: Sequence[str], kinds: Sequence[str], tag: str = "td") -> str:
@@ -51,13 +53,13 @@ def _row(cells: Sequence[str], kinds: Sequence[str], tag: str = "td") -> str:
 def _metrics_table(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Iterator[str]:
     kinds = ("", "number", "number", "number", "")
     yield "<h2>Metrics</h2>\n<table>\n" + _row(("metric", "base", "tuned", "difference", ""), kinds, "th")
-    for name, value in tuned_names(tuned):
+    for name, value in _numbers(tuned):
         hint = DIRECTION.get(name, "higher is better")
         yield _row((name, f"{base[name]:.4f}", f"{value:.4f}", f"{value - base[name]:+.4f}", hint), kinds)
     yield "</table>\n"
 
 
-def tuned_names(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     return ((name, value) for name, value in sorted(metrics.items()) if isinstance(value, float))
 
 

@@ -1,22 +1,25 @@
 """Files that appear whole or not at all, with the same bytes for the same content."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
+
+import orjson
 
 
 @contextmanager
-def atomic_writers(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
+def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Open every path for writing beside its place; move all into place only when the block ends well."""
     partials = [path.with_name(path.name + ".partial") for path in paths]
-    files: list[TextIO] = []
+    files: list[BinaryIO] = []
     try:
         for partial in partials:
             partial.parent.mkdir(parents=True, exist_ok=True)
-            files.append(partial.open("w", encoding="utf-8", newline="\n"))
+            files.append(partial.open("wb"))
         yield files
         for file in files:
             file.close()
@@ -29,13 +32,13 @@ def atomic_writers(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
             partial.unlink(missing_ok=True)
 
 
-def json_line(record: Mapping[str, Any]) -> str:
-    """One line of a .jsonl file, in the order of the record's keys, not escaped.
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One line of a .jsonl file in UTF-8, in the order of the record's keys, not escaped.
 
-    >>> json_line({"b": "é", "a": 1})
-    '{"b": "é", "a": 1}\\n'
+    >>> json_line({"b": "é", "a": 1}).decode()
+    '{"b":"é","a":1}\\n'
     """
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -44,18 +47,20 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    with path.open("rb") as lines:
+        return [orjson.loads(line) for line in lines]
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Sorted keys, two spaces; numbers as they are, so that the file's numbers are the computed ones."""
     with atomic_writers([path]) as (file,):
-        file.write(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write((json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     with atomic_writers([path]) as (file,):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        file.write(text.getvalue().encode())

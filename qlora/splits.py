@@ -5,8 +5,8 @@ import hashlib
 SPLITS = ("train", "validation", "test")
 
 
-def content_hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def content_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def split_of(digest: str, *, validation: float, test: float) -> str:

@@ -6,12 +6,12 @@ params  data
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+import orjson
 from tqdm import tqdm
 
 from qlora import command, environment, params
@@ -63,12 +63,12 @@ def prepare(data: DataParams, *, prepared: Path, report: Path, progress: bool) -
         outputs = dict(zip(SPLITS, files, strict=True))
         train_file = Path(data.train_file)
         test_fraction = data.test_fraction if data.carves_test else 0.0
-        for place, digest, row in rows_with_digest(train_file, data, progress):
+        for number, digest, row in rows_with_digest(train_file, data, progress):
             split = split_of(digest, validation=data.validation_fraction, test=test_fraction)
-            keep(place, digest, row, data, counts[split], outputs[split])
+            keep(f"{train_file}: row {number}", digest, row, data, counts[split], outputs[split])
         if not data.carves_test:
-            for place, digest, row in rows_with_digest(Path(data.test_file), data, progress):
-                keep(place, digest, row, data, counts["test"], outputs["test"])
+            for number, digest, row in rows_with_digest(Path(data.test_file), data, progress):
+                keep(f"{data.test_file}: row {number}", digest, row, data, counts["test"], outputs["test"])
         for split, count in counts.items():
             if count.rows_out == 0 and not (split == "validation" and data.validation_fraction == 0):
                 raise InputError(
@@ -79,17 +79,17 @@ def prepare(data: DataParams, *, prepared: Path, report: Path, progress: bool) -
     write_json(report, {split: count.record() for split, count in counts.items()})
 
 
-def rows_with_digest(path: Path, data: DataParams, progress: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each row with its place for messages and the hash of what the row says."""
+def rows_with_digest(path: Path, data: DataParams, progress: bool) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Each row with its number from 1 and the hash of what it says."""
     columns = FORMATS[data.format].columns
     rows = read_rows(path, columns, optional=("category",))
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True, delay=1)
     for number, row in enumerate(bar, start=1):
-        said = json.dumps([row[column] for column in columns], ensure_ascii=False, sort_keys=True)
-        yield f"{path}: row {number}", content_hash(said), row
+        said = orjson.dumps([row[column] for column in columns], option=orjson.OPT_SORT_KEYS)
+        yield number, content_hash(said), row
 
 
-def keep(place: str, digest: str, row: dict[str, Any], data: DataParams, count: SplitCount, output: TextIO) -> None:
+def keep(place: str, digest: str, row: dict[str, Any], data: DataParams, count: SplitCount, output: BinaryIO) -> None:
     """Write the row's conversation, or count why it has none; the row's own category is kept, its other columns are not."""
     count.rows_in += 1
     try:

@@ -73,7 +73,7 @@ def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
 def use(name: str) -> None:
     text = compose(PARAMS, path_of(name))
     with atomic_writers([PARAMS]) as (file,):
-        file.write(text)
+        file.write(text.encode())
 
 
 def flags(name: str) -> str:

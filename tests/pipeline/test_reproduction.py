@@ -40,7 +40,11 @@ def test_an_unfinished_training_goes_on_from_its_checkpoint(built: Clone) -> Non
     """The same bytes as if it had never stopped: the checkpoint of the first of two updates is put in its place."""
     expected = built.outputs()
     built.set(runtime__save_steps=1)
-    keep = "import shutil; shutil.rmtree = lambda path, **_: None; import runpy; runpy.run_module('stages.train', run_name='__main__')"
+    keep = (
+        "import runpy, shutil; remove = shutil.rmtree; "
+        "shutil.rmtree = lambda path, **options: 'checkpoints' in str(path) or remove(path, **options); "
+        "runpy.run_module('stages.train', run_name='__main__')"
+    )
     command = next(line.partition("python -m stages.train")[2].strip() for line in _commands(built) if "stages.train" in line)
     built.run("sh", "-c", f'exec python -c "{keep}" {command}')
     (checkpoints,) = (built.path / ".dvc/tmp/checkpoints").iterdir()

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qlora.errors import InputError
-from qlora.raw_rows import BATCH_ROWS, read_rows
+from qlora.raw_rows import BATCH_ROWS, read_rows, to_python
 
 ROWS: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"é {number}"}], "category": "c"} for number in range(3)]
 
@@ -92,3 +92,26 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"expected one of \.parquet, \.json, \.jsonl"):
         list(read_rows(path, ["messages"]))
+
+
+def test_half_a_surrogate_pair_is_named_where_it_stands(tmp_path: Path) -> None:
+    """It is no text: no output file could hold it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "\\ud800"}]}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows.jsonl:1 is not JSON"):
+        list(read_rows(path, ["messages"]))
+
+
+NESTED: list[Any] = [[{"a": 1, "b": ["x", None]}, None], None, [], [{"a": None, "b": None}], [{"a": 2, "b": []}]]
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 5), (1, 3), (3, 2), (2, 0)])
+def test_nested_values_are_those_that_pyarrow_gives(start: int, length: int) -> None:
+    kind = pa.list_(pa.struct([("a", pa.int64()), ("b", pa.list_(pa.string()))]))
+    for array in (pa.array(NESTED, kind), pa.array(NESTED, pa.large_list(kind.value_type)), pa.array(NESTED * 2, kind).slice(4)):
+        assert to_python(array.slice(start, length)) == array.slice(start, length).to_pylist()
+
+
+def test_a_struct_without_fields_and_a_null_struct() -> None:
+    for array in (pa.array([{}, None], pa.struct([])), pa.array([{"a": "x"}, None], pa.struct([("a", pa.string())])).slice(1)):
+        assert to_python(array) == array.to_pylist()

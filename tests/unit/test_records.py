@@ -11,7 +11,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> Non
 
     def half_way() -> None:
         with atomic_writers([old, new]) as (first, _):
-            first.write("new")
+            first.write(b"new")
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):

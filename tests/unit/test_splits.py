@@ -1,6 +1,6 @@
 from qlora.splits import content_hash, split_of
 
-DIGESTS = [content_hash(str(number)) for number in range(4000)]
+DIGESTS = [content_hash(b"%d" % number) for number in range(4000)]
 
 
 def share(name: str, validation: float, test: float) -> set[str]:

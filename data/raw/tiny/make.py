@@ -25,9 +25,6 @@ Problem = tuple[str | int, ...]
 Turn = tuple[str, str]
 """A question and its answer."""
 
-NAMES = ("Ana", "Boris", "Chloé", "Dmitri", "Elif", "Førde", "Gül", "Hana", "Íris", "Jürgen", "Kōji", "Łucja", "Niño", "Ömer", "Zoë")
-COLOURS = ("red", "blue", "green", "black", "white", "golden", "silver", "pink")
-THINGS = ("kite", "cup", "drum", "lamp", "hat", "boat", "bell", "coin", "ring", "book")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CONSONANTS = "bcdfgklmnprstvz"
 VOWELS = "aeiou"
@@ -80,18 +77,6 @@ def ask_letter(rng: random.Random, text: str) -> Turn:
     return f'What is the last letter of "{text}"?', text[-1]
 
 
-def lookup(rng: random.Random) -> Problem:
-    people = rng.sample(NAMES, 2)
-    things = [f"a {rng.choice(COLOURS)} {thing}" for thing in rng.sample(THINGS, 2)]
-    return (people[0], things[0], people[1], things[1])
-
-
-def ask_lookup(rng: random.Random, one: str, his: str, other: str, hers: str) -> Turn:
-    story = f"{one} has {his} and {other} has {hers}."
-    who, what = rng.choice(((one, his), (other, hers)))
-    return f"{story} What does {who} have?", what
-
-
 def order(rng: random.Random) -> Problem:
     return tuple(sorted(rng.sample(LETTERS, rng.randint(3, 4))))
 
@@ -132,7 +117,6 @@ TASKS: dict[str, tuple[Callable[[random.Random], Problem], Callable[..., Turn]]]
     "capitals": (capitals, ask_capitals),
     "compare": (compare, ask_compare),
     "letter": (letter, ask_letter),
-    "lookup": (lookup, ask_lookup),
     "order": (order, ask_order),
     "repeat": (repeat, ask_repeat),
     "spell": (spell, ask_spell),

@@ -1,6 +1,6 @@
 """Make the embedded base model: a small Llama pretrained on exercises in plain text.
 
-    python -m models.base.tiny.make [--steps 1100]
+    python -m models.base.tiny.make [--steps 2600]
 
 It learns the tasks of data/raw/tiny in the form `Task. ... Result. ...`, never a chat turn and never a problem of the
 test split. The chat template of its tokenizer is in the style of Llama 3; its control tokens are untrained, which is
@@ -27,22 +27,22 @@ FOLDER = Path(__file__).parent
 SEED = 1
 CONTEXT = 512
 WINDOW = 256
-BATCH = 24
-LEARNING_RATE = 4e-3
+BATCH = 16
+LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
 QUESTION_WEIGHT = 0.1
 """Of a question's tokens in the loss: most are drawn at random, and there is nothing to learn in them."""
-HARD = {"addition": 2.0, "compare": 2.0, "lookup": 2.0}
+HARD = {"addition": 3.0, "compare": 2.0}
 """Categories that come more often than others."""
 
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
 WORDING = """
 Task. Result. What is Add and Write in capital letters. Put upper case. Which number larger, smaller, or the first last
-letter of has a does have? Who these letters order: Sort letters Say twice. Repeat word two times. Spell How spelled?
+letter of these letters order: Sort letters Say twice. Repeat word two times. Spell How spelled?
 comes after before You are precise. Reply with bare result. answer one line. Answer only. system user assistant
 """
-WORDS = list(dict.fromkeys([*WORDING.split(), *world.NAMES, *world.COLOURS, *world.THINGS]))
-"""Whole words: the exercises' wording and what their stories are about. Invented words and numbers are spelled out."""
+WORDS = list(dict.fromkeys([*WORDING.split()]))
+"""Whole words: the exercises' wording. Invented words and numbers are spelled out."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -62,7 +62,7 @@ CHAT_TEMPLATE = """\
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Unigram over the words above, single characters and bytes: every text (but for "▁" itself, which stands for a space) decodes to itself."""
-    characters = sorted({*map(chr, range(32, 127)), "\n", "▁", *world.ACCENTED_VOWELS, *world.ACCENTED_VOWELS.upper(), *"".join(world.NAMES)})
+    characters = sorted({*map(chr, range(32, 127)), "\n", "▁", *world.ACCENTED_VOWELS, *world.ACCENTED_VOWELS.upper()})
     pieces = [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     pieces += [(character, -10.0) for character in characters if character != " "]
     pieces += [(f"▁{text}", -5.0) for text in WORDS]
@@ -168,7 +168,7 @@ def plain_exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.manual_seed(SEED)

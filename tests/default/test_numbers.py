@@ -1,0 +1,52 @@
+"""What the embedded default must show: read from the metrics that the last `dvc repro` here wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["baseline", "evaluate"])
+def metrics(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return read(request.param)
+
+
+def read(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((ROOT / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def test_the_base_model_does_not_know_the_chat_form() -> None:
+    assert read("baseline")["exact_match"] <= 0.05
+
+
+def test_the_tuned_model_answers_in_every_category() -> None:
+    tuned = read("evaluate")
+    assert tuned["exact_match"] >= 0.80
+    assert {category: row["exact_match"] for category, row in tuned["by_category"].items() if row["exact_match"] < 0.6} == {}
+    assert tuned["stop_rate"] >= 0.95
+
+
+def test_every_metric_is_there(metrics: dict[str, Any]) -> None:
+    for row in (metrics, *metrics["by_category"].values()):
+        assert {"nll", "perplexity", "exact_match", "rouge_l", "stop_rate"} <= set(row)
+    assert metrics["counts"]["turns"] == sum(row["turns"] for row in metrics["by_category"].values())
+
+
+def test_the_differences_are_tuned_minus_base() -> None:
+    base, tuned = read("baseline"), read("evaluate")
+    assert set(tuned["delta"]) == {"nll", "perplexity", "exact_match", "rouge_l", "stop_rate"}
+    for name, value in tuned["delta"].items():
+        assert value == tuned[name] - base[name]
+
+
+def test_the_metrics_are_those_of_the_committed_params() -> None:
+    prepared = read("prepare")
+    assert prepared["train"]["rows_in"] + prepared["validation"]["rows_in"] == 2258
+    assert prepared["test"]["rows_out"] == 224
+    trained = read("train")
+    assert trained["conversations"] == prepared["train"]["rows_out"] - trained["conversations_dropped"]["train_too_long"]
+    assert 0.9 < trained["rows"]["fill"] <= 1

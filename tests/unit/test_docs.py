@@ -1,0 +1,52 @@
+"""What the documents say is what the code does."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_error_code_is_explained_and_every_explained_code_exists() -> None:
+    raised = set()
+    for folder in ("qlora", "stages", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            raised |= set(re.findall(r'(?:InputError|MachineError)\(\s*"([a-z0-9-]+)"', text)) | set(re.findall(r'f?"\[([a-z-]+)\] \{', text))
+    explained = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert explained == raised
+
+
+def test_the_readmes_numbers_are_those_of_the_committed_metrics() -> None:
+    base, tuned = (json.loads((ROOT / f"metrics/{name}.json").read_text(encoding="utf-8")) for name in ("baseline", "evaluate"))
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert len(rows) >= 4
+    for name, before, after in rows:
+        assert (before, after) == (f"{base[name]:.3f}", f"{tuned[name]:.3f}"), name
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("*.md")) + [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")])
+def test_every_local_link_leads_somewhere(name: str) -> None:
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{name}: {target}"
+
+
+def test_every_path_of_the_readmes_tree_exists() -> None:
+    tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
+    paths = [line.split()[0] for line in tree.splitlines() if line and not line.startswith(" ")]
+    assert len(paths) > 8
+    assert all((ROOT / path).exists() for path in paths if path not in ("data/prepared/", "data/predictions/", "models/adapter/", "reports/"))
+
+
+@pytest.mark.parametrize("module", ["tools.pin", "tools.recipes"])
+def test_every_tool_explains_itself_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"
+    shown = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"python -m {module}" in shown
