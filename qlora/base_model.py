@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from qlora.errors import InputError, MachineError
@@ -22,7 +22,10 @@ def verified_folder(params: BaseModelParams, manifest_path: Path) -> Path:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer, with a pad token that is no token of any answer."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
     if tokenizer.pad_token is None:
         # Padding is masked by position, never by id, so any token will do that no answer ends with.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
@@ -81,9 +84,16 @@ def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Most tokens of a conversation that the model was made for."""
-    return int(model.config.get_text_config().max_position_embeddings)
+def context_length(config: Any) -> int:
+    """Most tokens of a conversation that a model of this config was made for."""
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def check_context(folder: Path, max_length: int) -> None:
+    """Raises InputError when training rows would be longer than the model in the folder was made for."""
+    context = context_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    if max_length > context:
+        raise InputError("sequence-context", f"sequence.max_length = {max_length} exceeds the base model's context of {context} tokens: lower it")
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from qlora.conversation import Conversation, Message
@@ -88,7 +89,13 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], **options: bool) -> dict[str, list[int]]:
         tokenizer: Any = self.tokenizer
-        return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
+        try:
+            return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise InputError(
+                "chat-template", f"the chat template refuses roles {roles}: {error}. If it knows no system turn, set data.system_message to null."
+            ) from None
 
     def _check_gates(self) -> int:
         """The token that ends every answer, after the template was tried on a conversation of its own.

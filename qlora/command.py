@@ -16,10 +16,12 @@ def run(main: Callable[[], None]) -> None:
     except UserFacingError as error:
         _stop(str(error), error.exit_code)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            _stop(f"[input-missing] {error.filename} does not exist: `dvc repro` makes what a stage reads.", 2)
         if error.errno not in _UNABLE:
             raise
         place = error.filename2 or error.filename or "the output"
-        _stop(f"[output-unwritable] {place}: {error.strerror}. Make room or give this user the right to write there, then run again.", 3)
+        _stop(f"[file-access] {place}: {error.strerror}. Make room, or give this user the right to use it, then run again.", 3)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

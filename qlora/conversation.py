@@ -1,10 +1,10 @@
 """The one Conversation that every input format becomes and every later step reads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
-ROLES = ("system", "user", "assistant")
+ROLES = frozenset(("system", "user", "assistant"))
 
 
 class Message(TypedDict):
@@ -33,7 +33,7 @@ class Conversation:
         """The same conversation, opened by this system turn where it has none."""
         if content is None or (self.messages and self.messages[0]["role"] == "system"):
             return self
-        return replace(self, messages=[Message(role="system", content=content), *self.messages])
+        return Conversation(self.id, self.category, [{"role": "system", "content": content}, *self.messages])
 
     def assistant_turns(self) -> Iterator[int]:
         """Positions in `messages` of the turns that a model answers."""
@@ -48,14 +48,14 @@ def invalid_reason(messages: Sequence[Message]) -> str | None:
     if not messages:
         return "no_messages"
     roles = [message["role"] for message in messages]
-    if any(role not in ROLES for role in roles):
+    if not ROLES.issuperset(roles):
         return "unknown_role"
-    if any(not message["content"].strip() for message in messages):
+    if not all([message["content"].strip() for message in messages]):
         return "empty_content"
-    if "system" in roles[1:]:
-        return "system_not_first"
     turns = roles[1:] if roles[0] == "system" else roles
-    if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(turns)):
+    if "system" in turns:
+        return "system_not_first"
+    if turns != (["user", "assistant"] * len(turns))[: len(turns)]:
         return "roles_do_not_alternate"
     if not turns or turns[-1] != "assistant":
         return "no_final_answer"

@@ -48,6 +48,8 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+    # What this config leaves open, generate would take from the model's own: a repetition penalty, say, that no param shows.
+    model.generation_config = config
     torch.manual_seed(params.seed)
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))

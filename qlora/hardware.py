@@ -26,7 +26,7 @@ def set_up(hardware: HardwareParams, *, deterministic: bool) -> torch.device:
         os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(deterministic)
     # A debugging aid that comes with it: writing NaN into every new tensor made a step on the CPU 40 % slower.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if hardware.device == "cuda":
         if not torch.cuda.is_available():
             raise MachineError(

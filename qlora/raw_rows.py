@@ -1,4 +1,4 @@
-"""Raw data files as a stream of rows, in bounded memory."""
+"""Raw data files as a stream of rows: parquet and jsonl in bounded memory, a json array as a whole."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -49,7 +49,7 @@ def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Ite
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
                 columns_of_batch = [to_python(batch.column(name)) for name in wanted]
                 yield from (dict(zip(wanted, values, strict=True)) for values in zip(*columns_of_batch, strict=True))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError("data-damaged", f"{path} can't be read as parquet ({error}): it is damaged or cut off, fetch it again") from None
 
 

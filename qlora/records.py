@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,8 @@ import orjson
 @contextmanager
 def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Open every path for writing beside its place; move all into place only when the block ends well."""
-    partials = [path.with_name(path.name + ".partial") for path in paths]
+    # The process in the name keeps two workers of a queue apart that write the same file.
+    partials = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
     files: list[BinaryIO] = []
     try:
         for partial in partials:
@@ -27,7 +29,9 @@ def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             partial.replace(path)
     finally:
         for file in files:
-            file.close()
+            # On a full disk closing fails again; what must happen is the removal.
+            with suppress(OSError):
+                file.close()
         for partial in partials:
             partial.unlink(missing_ok=True)
 
@@ -51,10 +55,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in lines]
 
 
+def json_document(record: Mapping[str, Any]) -> bytes:
+    """A .json file in UTF-8: sorted keys, two spaces, numbers in full; raises ValueError for NaN and infinity."""
+    return (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Sorted keys, two spaces; numbers as they are, so that the file's numbers are the computed ones."""
     with atomic_writers([path]) as (file,):
-        file.write((json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        file.write(json_document(record))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

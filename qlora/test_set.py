@@ -40,7 +40,7 @@ def predict(
         InputError: a conversation is longer than the model's context and on_too_long is error, or none is left.
     """
     model.eval()
-    context = base_model.context_length(model)
+    context = base_model.context_length(model.config)
     encoded = [template.encode(conversation) for conversation in conversations]
     kept = [(conversation, row) for conversation, row in zip(conversations, encoded, strict=True) if _fits(conversation, row, context, params)]
     counts = {"conversations": len(conversations), "too_long": len(conversations) - len(kept)}

@@ -66,7 +66,7 @@ def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
     cuda = hardware.device == "cuda"
     if runtime.report_to == "tensorboard":
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard" / checkpoints.name)
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(checkpoints),
         per_device_train_batch_size=hardware.per_device_train_batch_size,
         per_device_eval_batch_size=hardware.per_device_train_batch_size,
@@ -106,6 +106,9 @@ def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
         include_num_input_tokens_seen="all",
         auto_find_batch_size=False,
     )
+    # Several visible GPUs would multiply the rows of a step and wrap the model in DataParallel: a process uses one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def make_trainer(

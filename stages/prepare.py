@@ -20,7 +20,7 @@ from qlora.errors import InputError
 from qlora.formats import FORMATS
 from qlora.params.data import DataParams
 from qlora.raw_rows import read_rows
-from qlora.records import atomic_writers, json_line, write_json
+from qlora.records import atomic_writers, json_document, json_line
 from qlora.splits import SPLITS, content_hash, split_of
 
 
@@ -59,16 +59,15 @@ def prepare(data: DataParams, *, prepared: Path, report: Path, progress: bool) -
         InputError: a file can't be read, a row is refused by data.on_invalid, or a split is left without conversations.
     """
     counts = {split: SplitCount() for split in SPLITS}
-    with atomic_writers([prepared / f"{split}.jsonl" for split in SPLITS]) as files:
+    with atomic_writers([*(prepared / f"{split}.jsonl" for split in SPLITS), report]) as (*files, report_file):
         outputs = dict(zip(SPLITS, files, strict=True))
-        train_file = Path(data.train_file)
         test_fraction = data.test_fraction if data.carves_test else 0.0
-        for number, digest, row in rows_with_digest(train_file, data, progress):
-            split = split_of(digest, validation=data.validation_fraction, test=test_fraction)
-            keep(f"{train_file}: row {number}", digest, row, data, counts[split], outputs[split])
+        for place, conversation in conversations(Path(data.train_file), data, progress):
+            split = split_of(conversation.id, validation=data.validation_fraction, test=test_fraction)
+            keep(place, conversation, data, counts[split], outputs[split])
         if not data.carves_test:
-            for number, digest, row in rows_with_digest(Path(data.test_file), data, progress):
-                keep(f"{data.test_file}: row {number}", digest, row, data, counts["test"], outputs["test"])
+            for place, conversation in conversations(Path(data.test_file), data, progress):
+                keep(place, conversation, data, counts["test"], outputs["test"])
         for split, count in counts.items():
             if count.rows_out == 0 and not (split == "validation" and data.validation_fraction == 0):
                 raise InputError(
@@ -76,35 +75,40 @@ def prepare(data: DataParams, *, prepared: Path, report: Path, progress: bool) -
                     f"the {split} split has no usable conversation ({count.rows_in} rows in, dropped: {dict(count.dropped)}): "
                     "check data.format, the files, and the fractions of data",
                 )
-    write_json(report, {split: count.record() for split, count in counts.items()})
+        report_file.write(json_document({split: count.record() for split, count in counts.items()}))
 
 
-def rows_with_digest(path: Path, data: DataParams, progress: bool) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Each row with its number from 1 and the hash of what it says."""
-    columns = FORMATS[data.format].columns
-    rows = read_rows(path, columns, optional=("category",))
+def conversations(path: Path, data: DataParams, progress: bool) -> Iterator[tuple[str, Conversation]]:
+    """Every row as a conversation, valid or not, with its place for messages; its id is a hash of what is said in it.
+
+    Raises:
+        InputError: a row is not of data.format.
+    """
+    data_format = FORMATS[data.format]
+    rows = read_rows(path, data_format.columns, optional=("category",))
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True, delay=1)
     for number, row in enumerate(bar, start=1):
-        said = orjson.dumps([row[column] for column in columns], option=orjson.OPT_SORT_KEYS)
-        yield number, content_hash(said), row
+        place = f"{path}: row {number}"
+        try:
+            messages = data_format.to_messages(row)
+        except ValueError as error:
+            raise InputError("data-types", f"{place}: {error}. Mend the row or choose the data.format that fits") from None
+        category = row.get("category")
+        yield place, Conversation(content_hash(orjson.dumps(messages))[:16], "all" if category is None else str(category), messages)
 
 
-def keep(place: str, digest: str, row: dict[str, Any], data: DataParams, count: SplitCount, output: BinaryIO) -> None:
-    """Write the row's conversation, or count why it has none; the row's own category is kept, its other columns are not."""
+def keep(place: str, conversation: Conversation, data: DataParams, count: SplitCount, output: BinaryIO) -> None:
+    """Write the conversation with the system message, or count why it can't be trained on."""
     count.rows_in += 1
-    try:
-        messages = FORMATS[data.format].to_messages(row)
-    except ValueError as error:
-        raise InputError("data-types", f"{place}: {error}. Mend the row or choose the data.format that fits") from None
-    reason = invalid_reason(messages)
+    reason = invalid_reason(conversation.messages)
     if reason is None:
-        conversation = Conversation(digest[:16], row.get("category") or "all", messages).with_system_message(data.system_message)
-        count.add(conversation)
-        output.write(json_line(conversation.record()))
+        whole = conversation.with_system_message(data.system_message)
+        count.add(whole)
+        output.write(json_line(whole.record()))
     elif data.on_invalid == "drop":
         count.dropped[reason] += 1
     else:
-        roles = [message["role"] for message in messages]
+        roles = [message["role"] for message in conversation.messages]
         raise InputError("data-invalid", f"{place}: {reason}, roles {roles}. Mend the row or set data.on_invalid to drop")
 
 

@@ -6,6 +6,7 @@ params  base_model, chat, sequence, lora, train, hardware
 """
 
 import argparse
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qlora.chat_template import ChatTemplate
 from qlora.checkpoints import fingerprint, newest_complete
 from qlora.conversation import Conversation
 from qlora.encoding import Example, encode_split, show
+from qlora.errors import InputError
 from qlora.manifest import project_root
 from qlora.params import Params
 from qlora.records import read_jsonl, write_csv, write_json
@@ -42,6 +44,7 @@ def train(
     device = hardware.set_up(values.hardware, deterministic=values.train.deterministic)
     manifest = manifests / f"{values.base_model.name}.json"
     folder = base_model.verified_folder(values.base_model, manifest)
+    base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     examples, too_long = _encode(train, template, values)
     held_back, held_back_too_long = _encode(validation, template, values) if values.train.eval_strategy != "no" else ([], 0)
@@ -59,6 +62,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         work.count(tokens=int(trainer.state.num_input_tokens_seen), steps=trainer.state.global_step)
 
+    _require_finite(trainer)
     adapter.publish(model, template.tokenizer, adapter_folder, values.base_model.name)
     history = trainer.state.log_history
     write_csv(train_loss, ["step", "loss"], [[entry["step"], entry["loss"]] for entry in history if "loss" in entry])
@@ -88,6 +92,15 @@ def _introduce(model: PeftModel, template: ChatTemplate, examples: list[Example]
         print(f"\nexample {number}, the loss counts what stands in ⟦ ⟧ ({example.supervised} of {len(example.ids)} tokens):")
         print(show(example, template.tokenizer), flush=True)
     print(flush=True)
+
+
+def _require_finite(trainer: ExactEvalTrainer) -> None:
+    """Raises InputError, before anything is published, when the training ended in numbers that are none."""
+    losses = [(entry["step"], entry[name]) for entry in trainer.state.log_history for name in ("loss", "eval_loss") if name in entry]
+    step = next((step for step, loss in losses if not math.isfinite(loss)), None)
+    if step is not None or not all(bool(weight.isfinite().all()) for weight in trainer.model.parameters() if weight.requires_grad):
+        place = f"the loss at step {step}" if step is not None else "a weight of the adapter"
+        raise InputError("train-not-finite", f"{place} is not a finite number, nothing was published: lower train.learning_rate and train again")
 
 
 def _accounting(trainer: ExactEvalTrainer, examples: list[Example], values: Params) -> dict[str, Any]:

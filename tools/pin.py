@@ -1,40 +1,39 @@
 """Pin a base model: write models/base/NAME.json, the sha256 of every file that loading it may read.
 
     python -m tools.pin NAME --path DIR                                  weights on this machine; links models/base/NAME to them
-    python -m tools.pin NAME --repo-id ORG/NAME --revision <40 hex>      weights of the Hugging Face Hub at one commit
+    python -m tools.pin NAME --repo-id ORG/NAME --revision <40 hex>      weights of the Hugging Face Hub at one commit, downloaded
 
 Then set base_model.name to NAME. The manifest goes into Git, the weights stay where they are.
 """
 
 import argparse
-import os
 import re
 from pathlib import Path
 
 from qlora import command
 from qlora.errors import InputError, MachineError
-from qlora.manifest import LOADED_SUFFIXES, Manifest, make_manifest
+from qlora.manifest import LOADED_SUFFIXES, make_manifest
 from qlora.records import write_json
 
 FOLDER = Path("models/base")
 
 
-def pin_folder(name: str, source: Path) -> Manifest:
-    """Hash the folder, then link models/base/NAME to it unless it lies there."""
-    manifest = make_manifest(source)
-    link = FOLDER / name
+def link_weights(name: str, source: Path) -> None:
+    """Make models/base/NAME lead to the folder; a folder that lies there itself stays as it is."""
+    link, target = FOLDER / name, source.resolve()
     if link.is_symlink():
+        if link.resolve() == target:
+            return
         link.unlink()
     if not link.exists():
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(source.resolve(), target_is_directory=True)
-    elif not os.path.samefile(link, source):
+        link.symlink_to(target, target_is_directory=True)
+    elif not link.samefile(target):
         raise InputError("pin-occupied", f"{link} is a folder of its own: move it away, or pin it with --path {link}")
-    return manifest
 
 
-def pin_repository(repo_id: str, revision: str) -> Manifest:
-    """Download one commit into the Hub cache and hash it.
+def download(repo_id: str, revision: str) -> Path:
+    """The folder of one commit in the Hub cache, downloaded where it is not there yet.
 
     Raises:
         InputError: the revision is a moving name, or the Hub does not give that repository at that commit.
@@ -55,14 +54,13 @@ def pin_repository(repo_id: str, revision: str) -> Manifest:
     )
 
     try:
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[f"*{suffix}" for suffix in LOADED_SUFFIXES])
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[f"*{suffix}" for suffix in LOADED_SUFFIXES]))
     except GatedRepoError as error:
         raise InputError("hub-gated", f"{repo_id} is gated: accept its terms on its page and set HF_TOKEN ({error})") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InputError("hub-not-found", f"the Hub has no {repo_id} at {revision} that this account may read: {error}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise MachineError("hub-unreachable", f"{repo_id} can't be downloaded: {error}. Try again; what arrived is kept.") from None
-    return make_manifest(Path(folder), repo_id, revision)
 
 
 def main() -> None:
@@ -75,7 +73,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.name):
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
-    manifest = pin_folder(arguments.name, arguments.path) if arguments.path else pin_repository(arguments.repo_id, arguments.revision or "")
+    if arguments.path:
+        source, manifest = arguments.path, make_manifest(arguments.path)
+    else:
+        source = download(arguments.repo_id, arguments.revision or "")
+        manifest = make_manifest(source, arguments.repo_id, arguments.revision)
+    link_weights(arguments.name, source)
     path = FOLDER / f"{arguments.name}.json"
     write_json(path, manifest.record())
     total = sum(entry["bytes"] for entry in manifest.files.values())

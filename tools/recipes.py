@@ -53,7 +53,7 @@ def compose(base: Path, overlay: Path) -> str:
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
-    document = yaml.load(base)
+    document = params.parse(base, yaml)
     for section, key, value in values_of(overlay):
         if section not in document or key not in document[section]:
             raise InputError("recipe-key", f"{overlay} sets {section}.{key}, which {base} does not have")
@@ -66,7 +66,7 @@ def compose(base: Path, overlay: Path) -> str:
 
 def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
     """(section, key, value) in the order of the file, each number as it is spelled there."""
-    record = YAML().load(overlay) or {}
+    record = params.parse(overlay, YAML())
     return ((section, key, value) for section, values in record.items() for key, value in values.items())
 
 

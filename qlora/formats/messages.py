@@ -24,7 +24,8 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
 def _message(index: int, item: Any) -> Message:
     if not isinstance(item, dict):
         raise ValueError(f"messages[{index}] is {item!r}, expected {{'role': ..., 'content': ...}}")
-    for key in ("role", "content"):
-        if not isinstance(item.get(key), str | None):
-            raise ValueError(f"messages[{index}].{key} is {item[key]!r} ({type(item[key]).__name__}), expected text")
-    return Message(role=item.get("role") or "", content=item.get("content") or "")
+    role, content = item.get("role"), item.get("content")
+    for key, value in (("role", role), ("content", content)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"messages[{index}].{key} is {value!r} ({type(value).__name__}), expected text")
+    return {"role": role or "", "content": content or ""}

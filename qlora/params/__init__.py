@@ -49,31 +49,40 @@ def load(path: Path) -> Params:
     Raises:
         InputError: `params-missing`, `params-syntax`, or `params-invalid` with one line per mistake.
     """
+    return check(parse(path, YAML(typ="safe")), str(path))
+
+
+def parse(path: Path, yaml: YAML) -> dict[str, Any]:
+    """The file's sections, unchecked, in the objects of this parser.
+
+    Raises:
+        InputError: `params-missing` or `params-syntax`.
+    """
     try:
-        record = YAML(typ="safe").load(path)
+        record = yaml.load(path)
     except FileNotFoundError:
         raise InputError("params-missing", f"{path} does not exist: run from the repository's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:
         raise InputError("params-syntax", f"{path} is not valid YAML 1.2: {error}") from None
-    if not isinstance(record, dict):
-        raise InputError("params-syntax", f"{path} must hold sections ({', '.join(Params.model_fields)}), not {record!r}")
-    return check(record, str(path))
+    if not isinstance(record, dict) or not all(isinstance(values, dict) for values in record.values()):
+        raise InputError("params-syntax", f"{path} must hold sections ({', '.join(Params.model_fields)}) with keys and values")
+    return record
 
 
-def check(record: dict[str, object], source: str) -> Params:
+def check(record: dict[str, Any], source: str) -> Params:
     """Params from the parsed YAML; `source` names it in the message."""
-    problems = []
+    problems: list[str] = []
     sections: dict[str, Any] = {}
     for name, field in Params.model_fields.items():
         schema = field.annotation
         assert isinstance(schema, type)
         assert issubclass(schema, Section)
         try:
-            sections[name] = schema.model_validate(record.get(name, {}))
+            sections[name] = schema.model_validate({str(key): value for key, value in record.get(name, {}).items()})
         except ValidationError as error:
             # A value that fits none of several types is one mistake, reported once per type.
             problems += dict.fromkeys(describe(name, schema, detail) for detail in error.errors())
-    problems += [unknown_key(name, list(Params.model_fields)) for name in record if name not in Params.model_fields]
+    problems += [unknown_key(str(name), list(Params.model_fields)) for name in record if name not in Params.model_fields]
     params = Params.model_construct(**sections)
     problems += _between_sections(params)
     if problems:

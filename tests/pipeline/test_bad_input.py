@@ -101,12 +101,14 @@ def test_a_missing_file_is_named(built: Clone) -> None:
 
 def test_an_unwritable_output_is_exit_code_3(built: Clone) -> None:
     # A folder where a file must go: root may write everywhere, so permissions alone would show nothing.
+    before = (built.path / "data/prepared/train.jsonl").read_bytes()
     (built.path / "metrics/prepare.json").unlink()
-    (built.path / "metrics/prepare.json.partial").mkdir()
+    (built.path / "metrics/prepare.json").mkdir()
     output = built.run("sh", "-c", "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json; echo status $?")
-    assert "[output-unwritable]" in output
+    assert "[file-access]" in output
     assert "status 3" in output
     assert "Traceback" not in output
+    assert (built.path / "data/prepared/train.jsonl").read_bytes() == before
 
 
 def test_exit_codes(built: Clone) -> None:
@@ -121,6 +123,39 @@ def test_exit_codes(built: Clone) -> None:
     built.set(runtime__allow_other_versions=True)
     assert "status 0" in built.run("sh", "-c", prepare + status)
     assert "status 2" in built.run("sh", "-c", "python -m tools.recipes use tiny-cup" + status)
+
+
+def test_a_stage_by_hand_before_its_inputs_names_what_is_missing(built: Clone) -> None:
+    (built.path / "data/prepared/test.jsonl").unlink()
+    command = "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --report r --throughput t"
+    output = built.run("sh", "-c", command + "; echo status $?")
+    assert "[input-missing] data/prepared/test.jsonl" in output
+    assert "status 2" in output
+
+
+def test_rows_longer_than_the_models_context_are_refused(built: Clone) -> None:
+    built.set(sequence__max_length=513)
+    output = built.run("dvc", "repro", "train", fails=True)
+    assert "[sequence-context] sequence.max_length = 513 exceeds the base model's context of 512 tokens" in output
+
+
+def test_a_training_that_diverges_publishes_nothing(built: Clone) -> None:
+    built.set(train__learning_rate=0.9, train__max_grad_norm=1e9, train__num_train_epochs=50, train__max_steps=30, train__eval_strategy="no")
+    output = built.run("dvc", "repro", "train", fails=True)
+    assert "[train-not-finite]" in output
+    assert not (built.path / "models/adapter").exists()
+
+
+def test_data_that_is_not_embedded_can_be_given_to_dvc(built: Clone) -> None:
+    """Git ignores the rows but not DVC's pointer to them."""
+    rows = (built.path / RAW).read_text(encoding="utf-8")
+    (built.path / "data/raw/mine").mkdir()
+    (built.path / "data/raw/mine/rows.jsonl").write_text(rows, encoding="utf-8")
+    built.run("dvc", "add", "data/raw/mine/rows.jsonl")
+    built.commit("my rows")
+    tracked = built.run("git", "ls-files", "data/raw/mine").split()
+    assert "data/raw/mine/rows.jsonl.dvc" in tracked
+    assert "data/raw/mine/rows.jsonl" not in tracked
 
 
 def test_no_gpu_is_exit_code_3_at_once(built: Clone) -> None:

@@ -55,6 +55,14 @@ def test_an_unfinished_training_goes_on_from_its_checkpoint(built: Clone) -> Non
     assert built.outputs() == expected
 
 
+def test_runtime_values_change_no_byte(built: Clone) -> None:
+    expected = built.outputs()
+    built.set(runtime__num_workers=1, runtime__save_steps=1, runtime__report_to="tensorboard", runtime__progress=False)
+    assert built.repro("--force") == {"prepare", "baseline", "train", "evaluate"}
+    assert built.outputs() == expected
+    assert list((built.path / ".dvc/tmp/tensorboard").rglob("events.out.*")), "the live view was asked for"
+
+
 def _commands(clone: Clone) -> list[str]:
     from ruamel.yaml import YAML
 

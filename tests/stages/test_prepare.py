@@ -1,6 +1,8 @@
 """The stage as a function, on files made for the purpose."""
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,20 @@ def test_wrong_types_inside_messages_are_named(tmp_path: Path) -> None:
     rows = [{"messages": [{"content": 5, "role": 1}], "category": "c"}]
     with pytest.raises(InputError, match=r"row 1: messages\[0\].role is 1 \(int\), expected text"):
         run(tmp_path, rows)
+
+
+@pytest.mark.parametrize("content", [b"bytes", datetime.timedelta(1), Decimal("1.5"), {"a": "b"}])
+def test_contents_that_are_no_text_are_named_whatever_they_are(tmp_path: Path, content: Any) -> None:
+    rows = [{"messages": [{"content": content, "role": "user"}], "category": "c"}]
+    with pytest.raises(InputError, match=r"row 1: messages\[0\].content is .*, expected text"):
+        run(tmp_path, rows)
+
+
+def test_a_category_of_any_type_becomes_text(tmp_path: Path) -> None:
+    rows = [{**row(number), "category": number % 2} for number in range(50)]
+    made = run(tmp_path, rows, [{"messages": row(1)["messages"]}])
+    assert {line["category"] for line in made["train"]} == {"0", "1"}
+    assert made["test"][0]["category"] == "all"
 
 
 def test_a_split_without_a_usable_row_is_refused(tmp_path: Path) -> None:

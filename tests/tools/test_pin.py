@@ -40,6 +40,12 @@ def test_pinning_again_moves_the_link(root: Path, monkeypatch: pytest.MonkeyPatc
     assert (root / "models/base/mine").readlink() == root.parent / "other"
 
 
+def test_pinning_a_link_by_its_own_path_keeps_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "mine", "--path", "../weights")
+    call(monkeypatch, "mine", "--path", "models/base/mine")
+    assert (root / "models/base/mine").resolve() == root.parent / "weights"
+
+
 def test_a_folder_in_its_place_is_pinned_where_it_is_and_never_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(TINY, root / "models/base/mine")
     call(monkeypatch, "mine", "--path", "models/base/mine")

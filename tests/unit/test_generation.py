@@ -27,6 +27,13 @@ def test_the_base_model_knows_its_tasks_in_its_own_form(tiny_model: Any, tokeniz
     assert ask(tiny_model, tokenizer, TEXTS, default_params) == [("v-e-l-a-t", True), ("42", True), ("mo mo", True), ("d", True), ("346", True)]
 
 
+def test_the_models_own_generation_settings_change_no_answer(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    expected = ask(tiny_model, tokenizer, TEXTS, default_params)
+    tiny_model.generation_config.repetition_penalty = 5.0
+    tiny_model.generation_config.min_p = 0.5
+    assert ask(tiny_model, tokenizer, TEXTS, default_params) == expected
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_answers_do_not_depend_on_the_batch(tiny_model: Any, tokenizer: Any, default_params: Params, batch_size: int) -> None:
     assert ask(tiny_model, tokenizer, TEXTS, default_params, batch_size=batch_size) == ask(tiny_model, tokenizer, TEXTS, default_params)

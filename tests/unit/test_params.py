@@ -84,7 +84,7 @@ def test_impossible_pairs_are_refused(tmp_path: Path, changes: list[tuple[str, s
     assert expected in message(edited(tmp_path, *changes))
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "data: [\n", "train: 3\n"])
+@pytest.mark.parametrize("text", ["", "- a\n", "data: [\n", "train: 3\n", "data:\n  test_file: 2024-13-45\n"])
 def test_a_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
@@ -93,6 +93,18 @@ def test_a_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str) -> 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     assert "run from the repository's root" in message(tmp_path / "params.yaml")
+
+
+def test_keys_that_are_no_text_are_unknown_keys(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(Path("params.yaml").read_text(encoding="utf-8").replace("lora:\n", "lora:\n  1: 2\n") + "3: {}\n", encoding="utf-8")
+    text = message(path)
+    assert "lora.1 is not a parameter" in text
+    assert "  3 is not a parameter" in text
+
+
+def test_no_target_module_is_no_adapter(tmp_path: Path) -> None:
+    assert "lora.target_modules = []" in message(edited(tmp_path, ("lora", "target_modules", [])))
 
 
 def test_values_can_not_be_changed_after_they_were_checked() -> None:

@@ -20,6 +20,22 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [old]
 
 
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
+    """Closing a file fails there too, after writing did."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+
+    def fill() -> None:
+        with atomic_writers([tmp_path / "a", tmp_path / "b"]) as files:
+            files[0].close()
+            files[0] = open("/dev/full", "wb")  # noqa: SIM115 - closed by atomic_writers
+            files[0].write(b"x" * 10)
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_is_sorted_ends_in_a_line_break_and_is_not_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"b": "é", "a": 0.1})

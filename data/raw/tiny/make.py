@@ -143,16 +143,24 @@ class World:
         return ask(self.rng, *problem)
 
     def exercises(self, weights: Mapping[str, float]) -> Iterator[Turn]:
-        """Endless questions with answers, none of them held out, of categories drawn by weight (1 where none is given)."""
+        """Endless exercises in plain text with their answers, none of them held out.
+
+        Args:
+            weights: How often a category comes; 1 where none is given.
+        """
         categories = list(TASKS)
         while True:
             category = self.rng.choices(categories, [weights.get(name, 1.0) for name in categories])[0]
-            yield self.turn(category)
+            question, answer = self.turn(category)
+            yield plain(question, self.rng.randrange(len(PLAIN_FORMS))), answer
 
 
-def plain(question: str) -> str:
-    """The form of the pretraining text, up to the answer and a line break: no roles, no control tokens."""
-    return f"Task.\n{question}\nResult.\n"
+PLAIN_FORMS = ("Task.\n{}\nResult.\n", "{}\n", "Exercise: {}\nAnswer: ", "Question.\n\n{}\n\nAnswer.\n\n")
+
+
+def plain(question: str, form: int = 0) -> str:
+    """An exercise as the pretraining text has it, up to its answer and a line break: no roles, no control tokens."""
+    return PLAIN_FORMS[form].format(question)
 
 
 def messages_of(turns: list[Turn], system: str | None) -> list[dict[str, str | None]]:

@@ -1,9 +1,9 @@
 """Make the embedded base model: a small Llama pretrained on exercises in plain text.
 
-    python -m models.base.tiny.make [--steps 2600]
+    python -m models.base.tiny.make [--steps 2400]
 
-It learns the tasks of data/raw/tiny in the form `Task. ... Result. ...`, never a chat turn and never a problem of the
-test split. The chat template of its tokenizer is in the style of Llama 3; its control tokens are untrained, which is
+It learns the tasks of data/raw/tiny in plain forms such as `Task. ... Result. ...`, never a chat turn and never a problem
+of the test split. The chat template of its tokenizer is in the style of Llama 3; its control tokens are untrained, which is
 what fine-tuning is for. Writes config, safetensors (bfloat16) and tokenizer beside this file; prints the share of the
 test questions that it answers in its plain form (the pipeline's default needs at least 0.8).
 Takes about 20 minutes on two cores. Another kind of CPU rounds differently and makes another model: the files in Git
@@ -37,11 +37,11 @@ HARD = {"addition": 3.0, "compare": 2.0}
 
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
 WORDING = """
-Task. Result. What is Add and Write in capital letters. Put upper case. Which number larger, smaller, or the first last
-letter of these letters order: Sort letters Say twice. Repeat word two times. Spell How spelled?
-comes after before You are precise. Reply with bare result. answer one line. Answer only. system user assistant
+Task. Result. Exercise: Answer: Question. Answer. What is Add and Write in capital letters. Put upper case. Which number
+larger, smaller, or the first last letter of these letters order: Sort letters Say twice. Repeat word two times. Spell
+How spelled? comes after before You are precise. Reply with bare result. answer one line. Answer only. system user assistant
 """
-WORDS = list(dict.fromkeys([*WORDING.split()]))
+WORDS = list(dict.fromkeys(WORDING.split()))
 """Whole words: the exercises' wording. Invented words and numbers are spelled out."""
 
 CHAT_TEMPLATE = """\
@@ -113,8 +113,8 @@ def windows(exercises: Iterator[world.Turn], tokenizer: PreTrainedTokenizerFast)
         for _ in range(BATCH):
             ids, weight = [tokenizer.bos_token_id], [0.0]
             while len(ids) < WINDOW:
-                question, answer = next(exercises)
-                for text, each in ((world.plain(question), QUESTION_WEIGHT), (answer + "\n", 1.0)):
+                exercise, answer = next(exercises)
+                for text, each in ((exercise, QUESTION_WEIGHT), (answer + "\n", 1.0)):
                     added = tokenizer.encode(text, add_special_tokens=False)
                     ids += added
                     weight += [each] * len(added)
@@ -168,7 +168,7 @@ def plain_exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
