@@ -73,12 +73,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.name):
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
-    if arguments.path:
-        source, manifest = arguments.path, make_manifest(arguments.path)
-    else:
-        source = download(arguments.repo_id, arguments.revision or "")
-        manifest = make_manifest(source, arguments.repo_id, arguments.revision)
-    link_weights(arguments.name, source)
+    weights = arguments.path or download(arguments.repo_id, arguments.revision or "")
+    manifest = make_manifest(weights, arguments.repo_id, arguments.revision)
+    link_weights(arguments.name, weights)
     path = FOLDER / f"{arguments.name}.json"
     write_json(path, manifest.record())
     total = sum(entry["bytes"] for entry in manifest.files.values())
