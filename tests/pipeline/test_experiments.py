@@ -12,7 +12,7 @@ def test_an_experiment_from_a_changed_param_to_its_place_in_the_tables(built: Cl
     assert "# rows per update" in (built.path / "params.yaml").read_text(encoding="utf-8"), "comments were lost"
 
     changed = json.loads(built.run("dvc", "params", "diff", "--json"))
-    assert changed["params.yaml"]["train.learning_rate"] == {"old": 4e-3, "new": 2e-5, "diff": 2e-5 - 4e-3}
+    assert changed["params.yaml"]["train.learning_rate"] == {"old": 2e-3, "new": 2e-5, "diff": 2e-5 - 2e-3}
     assert set(changed["params.yaml"]) == {"train.learning_rate"}
 
     metrics = json.loads(built.run("dvc", "metrics", "diff", "--json"))
