@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def message(path: Path) -> str:
 
 @pytest.mark.parametrize("spelling", ["2e-5", "2e-05", "0.00002", "2E-5", "2.0e-5"])
 def test_one_number_in_every_spelling(tmp_path: Path, spelling: str) -> None:
-    text = Path("params.yaml").read_text(encoding="utf-8").replace("learning_rate: 4e-3", f"learning_rate: {spelling}")
+    text = re.sub(r"(?<=learning_rate: )\S+", spelling, Path("params.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert params.load(path).train.learning_rate == 0.00002
