@@ -36,7 +36,7 @@ def imported(path: Path) -> set[Path]:
 
 def closure(stage: str) -> set[str]:
     """Paths of all code that `python -m stages.STAGE` runs, itself included."""
-    todo, seen = [ROOT / "stages" / f"{stage}.py"], set()
+    todo, seen = [ROOT / "stages" / "__init__.py", ROOT / "stages" / f"{stage}.py"], set()
     while todo:
         path = todo.pop()
         if path not in seen:
@@ -77,6 +77,21 @@ def test_prepare_never_imports_torch() -> None:
 
     code = "import sys, stages.prepare; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_the_package_that_fetches_native_code(stage: str, tmp_path: Path) -> None:
+    """bitsandbytes would, on some CPUs, at import; a stand-in on the path notes whether it was asked."""
+    import os
+    import subprocess
+    import sys
+
+    (tmp_path / "kernels.py").write_text(f"open({str(tmp_path / 'asked')!r}, 'w')\nraise ImportError", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", f"stages.{stage}", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "reads" in done.stdout
+    assert "Failed to load" not in done.stderr
+    assert not (tmp_path / "asked").exists()
 
 
 def sections_read(path: Path) -> set[str]:
