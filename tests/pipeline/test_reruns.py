@@ -74,7 +74,7 @@ def test_test_can_be_carved_out_of_the_train_file(built: Clone) -> None:
     built.set(data__test_file="data/raw/micro/train.jsonl", data__test_fraction=0.2)
     assert built.repro("prepare") == {"prepare"}
     counts = built.json("metrics/prepare.json")
-    assert sum(counts[split]["rows_in"] for split in ("train", "validation", "test")) == 60  # type: ignore[index]
+    assert sum(counts[split]["rows_in"] for split in ("train", "validation", "test")) == 60
     ids = [
         {json.loads(line)["id"] for line in (built.path / f"data/prepared/{split}.jsonl").read_text(encoding="utf-8").splitlines()}
         for split in ("train", "validation", "test")

@@ -12,10 +12,10 @@ from tests.pipeline.clone import Clone, new_clone, tiny_rows
 @pytest.mark.slow
 def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth(tmp_path: Path) -> None:
     rows = [row for row in tiny_rows("train", 10_000) if row["category"] != "broken"]
-    answers = [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]  # type: ignore[attr-defined]
+    answers = [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]
     random.Random(0).shuffle(answers)
     for row in rows:
-        for message in row["messages"]:  # type: ignore[attr-defined]
+        for message in row["messages"]:
             if message["role"] == "assistant":
                 message["content"] = answers.pop()
     clone: Clone = new_clone(tmp_path, None, {"data/raw/shuffled/train.jsonl": rows})

@@ -27,7 +27,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.server.asked.append(self.path)
         path = self.path.partition("?")[0]
         if "org/gated" in path:
             return self.send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "consent"}, body=body)
@@ -58,7 +58,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []  # type: ignore[attr-defined]
+    server.asked = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -91,7 +91,7 @@ def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path
         name: {"bytes": len(FILES[name]), "sha256": hashlib.sha256(FILES[name]).hexdigest()} for name in ("config.json", "model.safetensors")
     }
     assert (tmp_path / "models/base/mine/model.safetensors").read_bytes() == b"weights"
-    assert not any("pytorch_model.bin" in path for path in hub.asked)  # type: ignore[attr-defined]
+    assert not any("pytorch_model.bin" in path for path in hub.asked)
 
 
 @pytest.mark.parametrize(("repo_id", "code", "hint"), [("org/gated", "hub-gated", "HF_TOKEN"), ("org/absent", "hub-not-found", "org/absent")])
@@ -108,7 +108,7 @@ def test_a_hub_that_does_not_answer_is_exit_code_3(tmp_path: Path, hub: Threadin
     class Gone:
         server_port = 9  # discard: nothing listens there
 
-    done = pin(tmp_path, Gone, "org/name")  # type: ignore[arg-type]
+    done = pin(tmp_path, Gone, "org/name")
     assert done.returncode == 3, done.stderr
     assert "[hub-unreachable]" in done.stderr
     assert "Traceback" not in done.stderr
