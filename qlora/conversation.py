@@ -1,8 +1,8 @@
 """The one Conversation that every input format becomes and every later step reads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from functools import lru_cache
+from typing import Any, NamedTuple, TypedDict
 
 ROLES = frozenset(("system", "user", "assistant"))
 
@@ -14,8 +14,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """One line of data/prepared/*.jsonl."""
 
     id: str
@@ -26,18 +25,16 @@ class Conversation:
     def from_record(cls, record: dict[str, Any]) -> "Conversation":
         return cls(record["id"], record["category"], record["messages"])
 
-    def record(self) -> dict[str, Any]:
-        return {"id": self.id, "category": self.category, "messages": list(self.messages)}
-
-    def with_system_message(self, content: str | None) -> "Conversation":
-        """The same conversation, opened by this system turn where it has none."""
-        if content is None or (self.messages and self.messages[0]["role"] == "system"):
-            return self
-        return Conversation(self.id, self.category, [{"role": "system", "content": content}, *self.messages])
-
     def assistant_turns(self) -> Iterator[int]:
         """Positions in `messages` of the turns that a model answers."""
         return (index for index, message in enumerate(self.messages) if message["role"] == "assistant")
+
+
+def with_system_message(messages: list[Message], content: str | None) -> list[Message]:
+    """The same messages, opened by this system turn where they have none."""
+    if content is None or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": content}, *messages]
 
 
 def invalid_reason(messages: Sequence[Message]) -> str | None:
@@ -45,17 +42,23 @@ def invalid_reason(messages: Sequence[Message]) -> str | None:
 
     A system turn only first, then user and assistant in turn, the last word the assistant's, nothing empty.
     """
-    if not messages:
+    reason = _fault_in(tuple([message["role"] for message in messages]))
+    if reason is None and not all([message["content"].strip() for message in messages]):
+        return "empty_content"
+    return reason
+
+
+@lru_cache
+def _fault_in(roles: tuple[str, ...]) -> str | None:
+    """A data set holds few orders of roles: each is judged once."""
+    if not roles:
         return "no_messages"
-    roles = [message["role"] for message in messages]
     if not ROLES.issuperset(roles):
         return "unknown_role"
-    if not all([message["content"].strip() for message in messages]):
-        return "empty_content"
     turns = roles[1:] if roles[0] == "system" else roles
     if "system" in turns:
         return "system_not_first"
-    if turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+    if turns != (("user", "assistant") * len(turns))[: len(turns)]:
         return "roles_do_not_alternate"
     if not turns or turns[-1] != "assistant":
         return "no_final_answer"

@@ -19,6 +19,11 @@ class UserFacingError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"[{code}] {message}")
         self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["UserFacingError"], tuple[str, str]]:
+        """Errors travel from a worker process to the one that shows them."""
+        return type(self), (self.code, self.message)
 
 
 class InputError(UserFacingError):

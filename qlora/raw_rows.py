@@ -1,28 +1,30 @@
 """Raw data files as a stream of rows: parquet and jsonl in bounded memory, a json array as a whole."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qlora.errors import InputError
 
 Row = dict[str, Any]
+Batch = tuple[int, list[Row]]
+"""Number of the first row, from 1, and the rows."""
 BATCH_ROWS = 1024
 LFS_POINTER = b"version https://git-lfs"
 
 
-def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
-    """Every row of a .parquet, .json (an array of objects) or .jsonl file, in order, with the columns asked for.
+def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = (), *, share: int = 0, shares: int = 1) -> Iterator[Batch]:
+    """The rows of a .parquet, .json (an array of objects) or .jsonl file, in order, BATCH_ROWS at a time.
 
     Args:
         columns: Must be there.
         optional: Read where they are there.
+        share: Of `shares` readers of the same file this one takes every shares-th batch from this one on.
 
     Raises:
         InputError: the file is missing, empty, a Git-LFS pointer, damaged, or lacks a column.
@@ -38,17 +40,20 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
         raise InputError("data-empty", f"{path} is empty (0 bytes): fetch it again")
     if head == LFS_POINTER:
         raise InputError("data-lfs-pointer", f"{path} is a Git-LFS pointer, not data: run `git lfs pull` or download the file itself")
-    return reader(path, columns, optional)
+    return reader(path, columns, optional, share, shares)
 
 
-def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             _require(path, columns, file.schema_arrow.names)
             wanted = [name for name in file.schema_arrow.names if name in {*columns, *optional}]
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
-                columns_of_batch = [to_python(batch.column(name)) for name in wanted]
-                yield from (dict(zip(wanted, values, strict=True)) for values in zip(*columns_of_batch, strict=True))
+            first = 1
+            for index, batch in enumerate(file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)):
+                if index % shares == share:
+                    values = zip(*(to_python(batch.column(name)) for name in wanted), strict=True)
+                    yield first, [dict(zip(wanted, row, strict=True)) for row in values]
+                first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError("data-damaged", f"{path} can't be read as parquet ({error}): it is damaged or cut off, fetch it again") from None
 
@@ -62,12 +67,12 @@ def to_python(array: pa.Array) -> list[Any]:
     if pa.types.is_struct(kind):
         names = [field.name for field in kind]
         columns = [to_python(column) for column in array.flatten()]
-        values: list[Any] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else [{} for _ in range(len(array))]
+        # One dict per message of the data set: `strict` would cost a tenth of the reading.
+        values: list[Any] = [dict(zip(names, row)) for row in zip(*columns)] if names else [{} for _ in range(len(array))]  # noqa: B905
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        # `flatten` leaves out what lies under a null list, so the lengths say where each list ends.
-        items = to_python(array.flatten())
-        lengths = pc.list_value_length(array).fill_null(0).to_pylist()
-        values = [items[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
+        offsets = array.offsets.to_pylist()
+        items = to_python(array.values.slice(offsets[0], offsets[-1] - offsets[0]))
+        values = [items[start - offsets[0] : end - offsets[0]] for start, end in pairwise(offsets)]
     else:
         return list(array.to_pylist())
     if array.null_count:
@@ -75,23 +80,28 @@ def to_python(array: pa.Array) -> list[Any]:
     return values
 
 
-def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                row = _parsed(f"{path}:{number}", line)
-                yield _checked(f"{path}:{number}", row, columns, optional)
+def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
+    with path.open("rb") as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for index in count():
+            batch = list(islice(lines, BATCH_ROWS))
+            if not batch:
+                return
+            if index % shares == share:
+                rows = [_checked(f"{path}:{number}", _parsed(f"{path}:{number}", line), columns, optional) for number, line in batch]
+                yield index * BATCH_ROWS + 1, rows
 
 
-def _json(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
+def _json(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
     rows = _parsed(str(path), path.read_bytes())
     if not isinstance(rows, list):
         raise InputError("data-damaged", f"{path} holds {type(rows).__name__}, expected an array of objects")
-    for number, row in enumerate(rows, start=1):
-        yield _checked(f"{path}: row {number}", row, columns, optional)
+    for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
+        batch = enumerate(rows[start : start + BATCH_ROWS], start=start + 1)
+        yield start + 1, [_checked(f"{path}: row {number}", row, columns, optional) for number, row in batch]
 
 
-READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str], int, int], Iterator[Batch]]] = {
     ".parquet": _parquet,
     ".json": _json,
     ".jsonl": _jsonl,

@@ -99,7 +99,8 @@ def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
         packing_strategy="bfd",
         # Rows are made by one process: packed rows depend on the number of processes.
         dataset_num_proc=None,
-        dataloader_num_workers=runtime.num_workers,
+        # The rows are token ids in memory: collating them takes no time worth a process.
+        dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
         report_to=runtime.report_to,
         disable_tqdm=not runtime.progress,

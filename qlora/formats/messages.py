@@ -18,14 +18,18 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
         return []
     if not isinstance(found, list):
         raise ValueError(f"messages is {found!r}, expected a list of {{'role': ..., 'content': ...}}")
-    return [_message(index, item) for index, item in enumerate(found)]
+    messages: list[Message] = []
+    for index, item in enumerate(found):
+        if not isinstance(item, dict):
+            raise ValueError(f"messages[{index}] is {item!r}, expected {{'role': ..., 'content': ...}}")
+        role, content = item.get("role"), item.get("content")
+        if not (isinstance(role, str) and isinstance(content, str)):
+            role, content = _text(index, "role", role), _text(index, "content", content)
+        messages.append({"role": role, "content": content})
+    return messages
 
 
-def _message(index: int, item: Any) -> Message:
-    if not isinstance(item, dict):
-        raise ValueError(f"messages[{index}] is {item!r}, expected {{'role': ..., 'content': ...}}")
-    role, content = item.get("role"), item.get("content")
-    for key, value in (("role", role), ("content", content)):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"messages[{index}].{key} is {value!r} ({type(value).__name__}), expected text")
-    return {"role": role or "", "content": content or ""}
+def _text(index: int, key: str, value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"messages[{index}].{key} is {value!r} ({type(value).__name__}), expected text")
+    return value or ""

@@ -1,5 +1,6 @@
 """Section `data`: which rows become which split."""
 
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -28,6 +29,11 @@ class DataParams(Section):
     def carves_test(self) -> bool:
         """Whether test is a part of the train file."""
         return PurePosixPath(self.train_file) == PurePosixPath(self.test_file)
+
+    @cached_property
+    def carved_fraction(self) -> float:
+        """Share of the train file that becomes test; asked for every row."""
+        return self.test_fraction if self.carves_test else 0.0
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> "DataParams":

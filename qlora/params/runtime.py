@@ -8,8 +8,8 @@ from qlora.params.section import Section
 
 
 class RuntimeParams(Section):
-    num_workers: int = Field(ge=0)
-    """Processes that collate batches beside the training; 0: the training process itself."""
+    num_workers: int | None = Field(gt=0)
+    """Processes among which prepare shares the rows; null: one per core. Each holds a few thousand rows at a time."""
     save_steps: int | None = Field(gt=0)
     """Updates between two checkpoints under .dvc/tmp/checkpoints; null: one per epoch."""
     report_to: Literal["none", "tensorboard"]

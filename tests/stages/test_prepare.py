@@ -13,6 +13,7 @@ import pytest
 from qlora import params
 from qlora.errors import InputError
 from qlora.params.data import DataParams
+from qlora.raw_rows import BATCH_ROWS
 from qlora.records import read_jsonl
 from stages.prepare import prepare
 
@@ -22,14 +23,22 @@ def row(number: int, *roles: str, **columns: Any) -> dict[str, Any]:
     return {"messages": messages, "category": "c", **columns}
 
 
-def run(tmp_path: Path, train: list[dict[str, Any]], test: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+def run(
+    tmp_path: Path, train: list[dict[str, Any]], test: list[dict[str, Any]] | None = None, num_workers: int = 1, **changes: Any
+) -> dict[str, Any]:
     """Prepare these rows; returns the report and each split's lines."""
     files = {"train": train, "test": test if test is not None else [row(10_000)]}
     for name, rows in files.items():
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-    data = params.load(Path("params.yaml")).data.model_dump()
-    data |= {"train_file": str(tmp_path / "train.parquet"), "test_file": str(tmp_path / "test.parquet"), "validation_fraction": 0.2, **changes}
-    prepare(DataParams(**data), prepared=tmp_path / "prepared", report=tmp_path / "prepare.json", progress=False)
+    values = params.load(Path("params.yaml"))
+    data = values.data.model_dump() | {
+        "train_file": str(tmp_path / "train.parquet"),
+        "test_file": str(tmp_path / "test.parquet"),
+        "validation_fraction": 0.2,
+        **changes,
+    }
+    runtime = values.runtime.model_copy(update={"num_workers": num_workers})
+    prepare(DataParams(**data), runtime, prepared=tmp_path / "prepared", report=tmp_path / "prepare.json")
     found = json.loads((tmp_path / "prepare.json").read_text(encoding="utf-8"))
     splits = {split: read_jsonl(tmp_path / "prepared" / f"{split}.jsonl") for split in ("train", "validation", "test")}
     return {"report": found, **splits}
@@ -132,3 +141,30 @@ def test_a_split_without_a_usable_row_is_refused(tmp_path: Path) -> None:
 def test_no_validation_when_none_is_asked_for(tmp_path: Path) -> None:
     made = run(tmp_path, [row(1), row(2)], validation_fraction=0.0)
     assert (len(made["train"]), len(made["validation"])) == (2, 0)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json"])
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path, suffix: str) -> None:
+    rows = [row(number, *(["user"] if number % 100 == 7 else ["user", "assistant"])) for number in range(3 * BATCH_ROWS + 5)]
+    path = tmp_path / f"rows.{suffix}"
+    match suffix:
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case "jsonl":
+            path.write_text("".join(json.dumps(one) + "\n\n" for one in rows), encoding="utf-8")
+        case "json":
+            path.write_text(json.dumps(rows), encoding="utf-8")
+    made = []
+    for num_workers in (1, 2, 5):
+        run(tmp_path, [], num_workers=num_workers, train_file=str(path), test_file=str(path))
+        made.append([file.read_bytes() for file in (*sorted((tmp_path / "prepared").iterdir()), tmp_path / "prepare.json")])
+    assert made[0] == made[1] == made[2]
+    assert json.loads(made[0][-1])["train"]["rows_in"] > BATCH_ROWS
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_bad_row_is_named_by_its_number_whichever_process_reads_it(tmp_path: Path, num_workers: int) -> None:
+    rows = [row(number) for number in range(2 * BATCH_ROWS)]
+    rows[BATCH_ROWS + 9] = row(1, "user", "user")
+    with pytest.raises(InputError, match=f"row {BATCH_ROWS + 10}: roles_do_not_alternate"):
+        run(tmp_path, rows, num_workers=num_workers, on_invalid="error")

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from qlora.chat_template import VICUNA, ChatTemplate, spans_of
-from qlora.conversation import Conversation, Message
+from qlora.conversation import Conversation, Message, with_system_message
 from qlora.errors import InputError
 from qlora.params.chat import ChatParams
 
@@ -11,7 +11,7 @@ from qlora.params.chat import ChatParams
 def conversation(*contents: str, system: str | None = None) -> Conversation:
     """User and assistant in turn."""
     messages = [Message(role=("user", "assistant")[place % 2], content=content) for place, content in enumerate(contents)]
-    return Conversation("id", "c", messages).with_system_message(system)
+    return Conversation("id", "c", with_system_message(messages, system))
 
 
 def test_spans_are_runs_of_ones() -> None:

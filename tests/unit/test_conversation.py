@@ -1,6 +1,6 @@
 import pytest
 
-from qlora.conversation import Conversation, Message, invalid_reason
+from qlora.conversation import Conversation, Message, invalid_reason, with_system_message
 
 
 def turns(roles: str, content: str = "x") -> list[Message]:
@@ -40,11 +40,11 @@ def test_a_turn_without_text_is_a_fault(content: str) -> None:
 
 
 def test_a_system_message_is_added_only_where_there_is_none() -> None:
-    bare = Conversation("1", "c", turns("ua"))
-    assert [message["role"] for message in bare.with_system_message("hi").messages] == ["system", "user", "assistant"]
-    own = Conversation("2", "c", turns("sua"))
-    assert own.with_system_message("hi") is own
-    assert bare.with_system_message(None) is bare
+    bare, own = turns("ua"), turns("sua")
+    assert with_system_message(bare, "hi") == [Message(role="system", content="hi"), *bare]
+    assert with_system_message(own, "hi") is own
+    assert with_system_message(bare, None) is bare
+    assert bare == turns("ua")
 
 
 def test_assistant_turns_are_places_in_the_messages() -> None:

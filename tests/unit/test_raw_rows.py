@@ -7,7 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from qlora.errors import InputError
-from qlora.raw_rows import BATCH_ROWS, read_rows, to_python
+from qlora.raw_rows import BATCH_ROWS, Row, read_batches, to_python
+
+
+def read_rows(path: Path, columns: list[str], optional: list[str] | None = None) -> list[Row]:
+    return [row for _, rows in read_batches(path, columns, optional or []) for row in rows]
+
 
 ROWS: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"é {number}"}], "category": "c"} for number in range(3)]
 

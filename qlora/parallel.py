@@ -1,0 +1,92 @@
+"""Work shared among processes, with a result that does not depend on how many there are."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from qlora.errors import MachineError
+
+Item = TypeVar("Item")
+END = "end"
+
+
+def available_processes(asked: int | None) -> int:
+    """As many as asked for; None: one per core that this process may use. One where processes can't be forked safely."""
+    if sys.platform != "linux":
+        return 1
+    return max(1, asked if asked is not None else len(os.sched_getaffinity(0)))
+
+
+def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int) -> Iterator[Item]:
+    """The items of `make(0, 1)` in their order, made by several processes.
+
+    Args:
+        make: `make(share, shares)` yields every shares-th item from item number `share` on. Items are pickled.
+        processes: 1 calls `make(0, 1)` here. Each process is at most a few items ahead of the reader, so memory is bounded.
+
+    Raises:
+        Exception: whatever `make` raised, when its turn comes.
+        MachineError: a process was killed.
+    """
+    if processes == 1:
+        yield from make(0, 1)
+        return
+    fork = multiprocessing.get_context("fork")
+    readers: list[Connection[Any, Any]] = []
+    workers: list[Any] = []
+    try:
+        for share in range(processes):
+            reader, writer = fork.Pipe(duplex=False)
+            readers.append(reader)
+            workers.append(fork.Process(target=_work, args=(make, share, processes, writer, list(readers)), daemon=True))
+            workers[-1].start()
+            writer.close()
+        turn = 0
+        while (item := _next_of(turn % processes, readers, workers)) is not END:
+            yield item
+            turn += 1
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+        for reader in readers:
+            reader.close()
+
+
+def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[Any]) -> Any:
+    try:
+        kind, value = readers[share].recv()
+    except EOFError:
+        workers[share].join()
+        raise MachineError(
+            "worker-died",
+            f"process {share + 1} of {len(workers)} ended with exit code {workers[share].exitcode} in the middle of its work, out of memory perhaps: "
+            "lower runtime.num_workers and run again",
+        ) from None
+    if kind == "error":
+        raise value
+    return END if kind == END else value
+
+
+def _work(make: Callable[[int, int], Iterator[Item]], share: int, shares: int, writer: Any, readers: "list[Connection[Any, Any]]") -> None:
+    # Ctrl-C reaches the reader too, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # With no reader left, because it was killed, sending fails and this process ends.
+    for reader in readers:
+        reader.close()
+    with suppress(BrokenPipeError):
+        try:
+            for item in make(share, shares):
+                writer.send(("item", item))
+            writer.send((END, None))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            error.add_note(f"in process {share + 1} of {shares}:\n{traceback.format_exc()}")
+            writer.send(("error", error))
