@@ -1,36 +1,24 @@
 """Conversations as tokens: the one place for training, evaluation and chat, so that all three see the same ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from qlora.conversation import Conversation, Message
+from qlora.conversation import ROLES, Conversation, Message
 from qlora.errors import InputError
 from qlora.params.chat import ChatParams
 
-VICUNA = """\
-{{- bos_token }}
-{%- for message in messages %}
-    {%- if message['role'] == 'system' %}
-        {{- message['content'] | trim }}
-    {%- elif message['role'] == 'user' %}
-        {{- '\\n\\nHuman: ' + message['content'] | trim }}
-    {%- elif message['role'] == 'assistant' %}
-        {{- '\\n\\nAssistant:' }}
-        {%- generation %}{{- ' ' + message['content'] | trim + eos_token }}{%- endgeneration %}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '\\n\\nAssistant:' }}
-{%- endif %}
-"""
-"""Plain text for a base model without a template of its own. The prompt ends in ':' and the answer begins with the
-space: a prompt that ended in a space would start the model from a token that training never showed."""
-VICUNA_DELIMITERS = ("\n\nHuman:", "\n\nAssistant:")
+FOLDER = Path(__file__).parent / "chat_templates"
+"""Templates that chat.template may name, NAME.jinja each. The stages depend on the folder."""
+MARK = "\ue000{}\ue001"
+"""Stands for a text while a template is rendered: characters of the private use area, which no tokenizer knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +40,39 @@ class ChatTemplate:
         """Set `tokenizer.chat_template` to the template in use, so that it is saved with the adapter.
 
         Raises:
-            InputError: the model has no template, or one that does not tell which tokens are the assistant's.
+            InputError: the model has no template, or one that would teach something wrong; chat.on_control_tokens does not suit it.
         """
         self.tokenizer = tokenizer
+        self._policy = chat.on_control_tokens
         # all_special_tokens would be the named ones alone: Llama 3 has 250 more.
-        self._control = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        structure = [*self._control.values(), *(VICUNA_DELIMITERS if chat.template == "vicuna" else ())]
-        self._structure = re.compile("|".join(map(re.escape, structure)))
-        tokenizer.chat_template = VICUNA if chat.template == "vicuna" else _own_template(tokenizer)
+        self._control = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control_pattern = _any_of(self._control)
+        tokenizer.chat_template = _own_template(tokenizer) if chat.template == "model" else _template_file(chat.template)
+        self._delimiters = _any_of(self._plain_delimiters())
+        if self._policy == "escape" and self._delimiters:
+            raise InputError(
+                "chat-escape",
+                f"chat.on_control_tokens: escape does not suit chat.template: {chat.template}, whose turns begin with plain text "
+                f"({self._delimiters.pattern}), which no tokenizer can tell from what a person wrote: choose error or drop",
+            )
         self.end_of_turn = self._check_gates()
 
-    def encode(self, conversation: Conversation) -> Encoded:
-        """Raises InputError when a message contains the text of a control token, which would become structure."""
-        for message in conversation.messages:
-            if found := self._structure.search(message["content"]):
-                raise InputError(
-                    "chat-control-token",
-                    f"conversation {conversation.id}: a {message['role']} turn contains {found.group()!r}, which the chat template "
-                    "takes for structure. Remove the row from the raw data, or that text from the row.",
-                )
-        encoded = self._render(conversation.messages)
+    def encode(self, conversation: Conversation) -> Encoded | None:
+        """The conversation as tokens; None when a text in it looks like structure and chat.on_control_tokens drops such a conversation.
+
+        Raises:
+            InputError: such a text under chat.on_control_tokens: error, a role that does not exist, or a template that fails.
+        """
+        found = self._forgery(conversation.messages)
+        if found and self._policy == "error":
+            raise InputError(
+                "chat-control-token",
+                f"conversation {conversation.id}: a {found[0]} turn contains {found[1]!r}, which the chat template takes for structure. "
+                "Remove it from the raw data, or set chat.on_control_tokens to drop or escape.",
+            )
+        if found and self._policy == "drop":
+            return None
+        encoded = self._render_escaped(conversation.messages) if found else self._render(conversation.messages)
         turns = sum(1 for _ in conversation.assistant_turns())
         if len(encoded.spans) != turns:
             raise InputError(
@@ -83,19 +84,89 @@ class ChatTemplate:
         """Token ids after which the model writes its next turn."""
         return self._apply(messages, add_generation_prompt=True)["input_ids"]
 
+    def _forgery(self, messages: Sequence[Message]) -> tuple[str, str] | None:
+        """Role and text of the first thing in a message that the template or the tokenizer would take for structure."""
+        for message in messages:
+            if message["role"] not in ROLES:
+                raise InputError("chat-role", f"{message['role']!r} is no role: expected one of {', '.join(sorted(ROLES))}")
+            for pattern in (self._control_pattern, self._delimiters):
+                if pattern and (found := pattern.search(message["content"])):
+                    return message["role"], found.group()
+        return None
+
     def _render(self, messages: Sequence[Message]) -> Encoded:
         rendered = self._apply(messages, return_assistant_tokens_mask=True)
         return Encoded(rendered["input_ids"], spans_of(rendered["assistant_masks"]))
 
+    def _render_escaped(self, messages: Sequence[Message]) -> Encoded:
+        """Like `_render`, but control tokens in the messages are tokenised as the text that they are.
+
+        The messages are rendered with a mark in place of each such text, so that every control token in the result is the
+        template's. What lies between those is tokenised by itself, as the tokenizer does too, with the texts put back.
+        """
+        literals: list[str] = []
+
+        def hide(found: re.Match[str]) -> str:
+            literals.append(found.group())
+            return MARK.format(len(literals) - 1)
+
+        assert self._control_pattern
+        hidden = [Message(role=message["role"], content=self._control_pattern.sub(hide, message["content"])) for message in messages]
+        text, answers = self._text(hidden)
+        marks = re.compile(MARK.format(r"(\d+)"))
+        ids: list[int] = []
+        mask: list[int] = []
+        end = 0
+        for found in [*self._control_pattern.finditer(text), None]:
+            piece, start = text[end : found.start() if found else len(text)], end
+            shown = marks.sub(lambda mark: literals[int(mark.group(1))], piece)
+            # Where a character of the shown text stands in the rendered text.
+            places = [start + place for place in _places(piece, marks, literals)]
+            for number, (first, _) in self._tokens_of_text(shown):
+                ids.append(number)
+                mask.append(any(begin <= places[first] < stop for begin, stop in answers))
+            if found:
+                ids.append(self._control[found.group()])
+                mask.append(any(begin <= found.start() < stop for begin, stop in answers))
+                end = found.end()
+        return Encoded(ids, spans_of([int(value) for value in mask]))
+
+    def _tokens_of_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Ids and character spans of a text in which nothing is a control token."""
+        backend: Any = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        try:
+            encoding = backend.encode(text, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = False
+        return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+    def _text(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text, and where in it the answers stand."""
+        tokenizer: Any = self.tokenizer
+        with _template_errors(messages):
+            render: Any = render_jinja_template  # typed as text, returns a pair
+            rendered, answers = render(
+                [list(messages)], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+            )
+        return rendered[0], answers[0]
+
     def _apply(self, messages: Sequence[Message], **options: bool) -> dict[str, list[int]]:
         tokenizer: Any = self.tokenizer
-        try:
+        with _template_errors(messages):
             return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
-        except TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise InputError(
-                "chat-template", f"the chat template refuses roles {roles}: {error}. If it knows no system turn, set data.system_message to null."
-            ) from None
+
+    def _plain_delimiters(self) -> list[str]:
+        """What the template puts between turns where that is plain text: a person could write it too.
+
+        A template whose every turn is opened or closed by a control token on the way to the next has none.
+        """
+        probe = [Message(role=("user", "assistant")[number % 2], content=MARK.format(number)) for number in range(4)]
+        between = re.split(MARK.format(r"\d+"), self._text(probe)[0])[:-1]
+        if all(self._control_pattern and self._control_pattern.search(text) for text in between[1:]):
+            return []
+        ends = [self._control_pattern.split(text)[-1].rstrip() if self._control_pattern else text.rstrip() for text in between]
+        return sorted({end for end in ends if end.strip()})
 
     def _check_gates(self) -> int:
         """The token that ends every answer, after the template was tried on a conversation of its own.
@@ -109,7 +180,7 @@ class ChatTemplate:
         if len(first.spans) != 1 or len(both.spans) != 2:
             raise InputError("chat-spans", "the chat template does not mark the assistant's tokens ({% generation %}): use chat.template: vicuna")
         ends = {both.ids[end - 1] for _, end in both.spans}
-        if len(ends) != 1 or not ends <= set(self._control):
+        if len(ends) != 1 or not ends <= set(self._control.values()):
             names = self.tokenizer.convert_ids_to_tokens(sorted(ends))
             raise InputError("chat-no-stop", f"an answer ends with {names} under this chat template: no single control token tells the model to stop")
         bos = self.tokenizer.bos_token_id
@@ -123,6 +194,12 @@ class ChatTemplate:
                     "chat-prompt",
                     f"the generation prompt is not what training shows before an answer:\n  prompt   {tokens(prompt)}\n  training {tokens(trained)}",
                 )
+        if self._policy == "escape" and self._render_escaped(probe) != self._render(probe):
+            raise InputError(
+                "chat-escape",
+                "chat.on_control_tokens: escape does not suit this tokenizer, which reads a text between control tokens otherwise than by itself: "
+                "choose error or drop",
+            )
         return ends.pop()
 
 
@@ -134,6 +211,42 @@ def spans_of(mask: Sequence[int]) -> list[tuple[int, int]]:
     """
     edges = [index for index, (before, after) in enumerate(zip((0, *mask), (*mask, 0), strict=True)) if before != after]
     return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+@contextmanager
+def _template_errors(messages: Sequence[Message]) -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise InputError(
+            "chat-template", f"the chat template refuses roles {roles}: {error}. If it knows no system turn, set data.system_message to null."
+        ) from None
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of these texts, the longest first; None when there are none."""
+    ordered = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def _places(piece: str, marks: re.Pattern[str], literals: Sequence[str]) -> list[int]:
+    """For each character of the piece with its marks replaced by the literals, its place in the piece."""
+    places: list[int] = []
+    end = 0
+    for mark in marks.finditer(piece):
+        places += range(end, mark.start())
+        places += [mark.start()] * len(literals[int(mark.group(1))])
+        end = mark.end()
+    return [*places, *range(end, len(piece))]
+
+
+def _template_file(name: str) -> str:
+    path = FOLDER / f"{name}.jinja"
+    if not path.is_file():
+        known = ", ".join(["model", *sorted(file.stem for file in FOLDER.glob("*.jinja"))])
+        raise InputError("chat-template-missing", f"chat.template = {name!r}: there is no {path}; known: {known}. Write the file, or choose another.")
+    return path.read_text(encoding="utf-8")
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,50 +1,97 @@
-"""Raw rows as lines of data/prepared: each checked by itself, put into a split by its content, and counted."""
+"""Raw rows as lines of data/prepared: each checked by itself, put into a split by its prompt, and counted."""
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from qlora import raw_rows
 from qlora.conversation import Message, invalid_reason, with_system_message
+from qlora.duplicates import keys_of
 from qlora.errors import InputError
-from qlora.formats import FORMATS
+from qlora.formats import FORMATS, recognised
+from qlora.formats.turns import UnsupportedTurnError
 from qlora.parallel import interleaved
 from qlora.params.data import DataParams
 from qlora.records import json_line
-from qlora.splits import content_hash, split_of
+from qlora.splits import split_of
+
+
+def numbers() -> "array[int]":
+    return array("Q")
 
 
 @dataclass(slots=True)
+class Part:
+    """What a few rows of one raw file give to one split. The arrays hold one number per line."""
+
+    rows_in: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that are no line, by reason."""
+    lines: bytearray = field(default_factory=bytearray)
+    """The split's file."""
+    ends: "array[int]" = field(default_factory=numbers)
+    """Where each line ends in `lines`."""
+    rows: "array[int]" = field(default_factory=numbers)
+    """Number of the row in its file, from 1."""
+    turns: "array[int]" = field(default_factory=numbers)
+    """Answers."""
+    characters: "array[int]" = field(default_factory=numbers)
+    texts: "array[int]" = field(default_factory=numbers)
+    """Key of the conversation."""
+    prompts: "array[int]" = field(default_factory=numbers)
+    """Key of what its last answer answers."""
+
+    def drop(self, positions: Sequence[int], reason: str) -> None:
+        """Take these lines out and count them."""
+        if not positions:
+            return
+        self.dropped[reason] += len(positions)
+        gone = set(positions)
+        kept = [position for position in range(len(self.ends)) if position not in gone]
+        spans = list(pairwise((0, *self.ends)))
+        lines = [self.lines[start:end] for start, end in (spans[position] for position in kept)]
+        self.lines = bytearray().join(lines)
+        self.ends = numbers()
+        end = 0
+        for line in lines:
+            end += len(line)
+            self.ends.append(end)
+        for name in ("rows", "turns", "characters", "texts", "prompts"):
+            values = getattr(self, name)
+            setattr(self, name, array("Q", [values[position] for position in kept]))
+
+
+class Cleaned(NamedTuple):
+    path: Path
+    parts: dict[str, Part]
+
+
 class SplitCount:
     """What became of the rows of one split."""
 
-    rows_in: int = 0
-    rows_out: int = 0
-    turns: int = 0
-    characters: int = 0
-    longest: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.rows_out = 0
+        self.turns = 0
+        self.characters = 0
+        self.longest = 0
+        self.dropped: Counter[str] = Counter()
 
-    def keep(self, messages: Sequence[Message]) -> None:
-        length = sum([len(message["content"]) for message in messages])
-        self.rows_out += 1
-        # Turns alternate and the last is the assistant's: after a system turn or none, every second one is an answer.
-        self.turns += len(messages) // 2
-        self.characters += length
-        self.longest = max(self.longest, length)
-
-    def add(self, other: "SplitCount") -> None:
-        self.rows_in += other.rows_in
-        self.rows_out += other.rows_out
-        self.turns += other.turns
-        self.characters += other.characters
-        self.longest = max(self.longest, other.longest)
-        self.dropped.update(other.dropped)
+    def add(self, part: Part) -> None:
+        self.rows_in += part.rows_in
+        self.rows_out += len(part.ends)
+        self.turns += sum(part.turns)
+        self.characters += sum(part.characters)
+        self.longest = max(self.longest, *part.characters, 0)
+        self.dropped.update(part.dropped)
 
     def record(self) -> dict[str, Any]:
         return {
@@ -56,55 +103,64 @@ class SplitCount:
         }
 
 
-@dataclass(slots=True)
-class Part:
-    """What a few raw rows give to one split."""
-
-    count: SplitCount = field(default_factory=SplitCount)
-    lines: bytearray = field(default_factory=bytearray)
-    """Lines of the split's file."""
-
-
-Parts = dict[str, Part]
-
-
-def clean_file(path: Path, data: DataParams, *, is_test: bool, processes: int) -> Iterator[Parts]:
-    """The rows of a raw file by split, a batch at a time, in order, whatever the number of processes.
+def clean(path: Path, data: DataParams, *, is_test: bool, processes: int) -> Iterator[Cleaned]:
+    """The rows of a raw file or folder by split, a batch at a time, in order, whatever the number of processes.
 
     Raises:
-        InputError: the file can't be read, a row is not of data.format, or data.on_invalid refuses it.
+        InputError: a file can't be read, a row is not of data.format, or data.on_invalid refuses it.
     """
     # A json array has to be read whole, by each process.
-    return interleaved(partial(_clean_share, path, data, is_test), 1 if path.suffix == ".json" else processes)
+    alone = any(file.suffix == ".json" for file in raw_rows.files_of(path))
+    return interleaved(partial(_clean_share, path, data, is_test), 1 if alone else processes)
 
 
-def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Parts]:
-    columns = FORMATS[data.format].columns
-    for first, rows in raw_rows.read_batches(path, columns, optional=("category",), share=share, shares=shares):
-        parts: Parts = {}
-        for number, row in enumerate(rows, start=first):
-            _clean_row(path, number, row, data, is_test, parts)
-        yield parts
+def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Cleaned]:
+    """Every shares-th batch; the others are read, which is cheap, and not looked at."""
+    known = FORMATS[data.format]
+    try:
+        for index, batch in enumerate(raw_rows.read_batches(path, known.columns, optional=(*known.optional, "category"))):
+            if index % shares == share:
+                parts: dict[str, Part] = {}
+                for number, row in enumerate(batch.rows(), start=batch.first):
+                    _clean_row(batch.path, number, row, data, is_test, parts)
+                yield Cleaned(batch.path, parts)
+    except raw_rows.MissingColumnError as error:
+        raise InputError(error.code, error.message + _looks_like(recognised(error.found))) from None
 
 
-def _clean_row(path: Path, number: int, row: raw_rows.Row, data: DataParams, is_test: bool, parts: Parts) -> None:
+def _clean_row(path: Path, number: int, row: raw_rows.Row, data: DataParams, is_test: bool, parts: dict[str, Part]) -> None:
     """Add the row to the part of its split, as a line or as the reason why it can't be trained on."""
+    messages: list[Message] = []
     try:
         messages = FORMATS[data.format].to_messages(row)
+        reason, detail = invalid_reason(messages), ""
+    except UnsupportedTurnError as error:
+        reason, detail = error.reason, f" ({error})"
     except ValueError as error:
-        raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits") from None
-    digest = content_hash(orjson.dumps(messages))
-    split = "test" if is_test else split_of(digest, validation=data.validation_fraction, test=data.carved_fraction)
+        hint = _looks_like([name for name in recognised(list(row), row) if name != data.format])
+        raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits{hint}") from None
+    text, prompt = keys_of(messages)
+    split = "test" if is_test else split_of(prompt, validation=data.validation_fraction, test=data.carved_fraction)
     part = parts.get(split) or parts.setdefault(split, Part())
-    part.count.rows_in += 1
-    reason = invalid_reason(messages)
+    part.rows_in += 1
     if reason is None:
         category = row.get("category")
         whole = with_system_message(messages, data.system_message)
-        part.count.keep(whole)
-        part.lines += json_line({"id": digest[:16], "category": "all" if category is None else str(category), "messages": whole})
+        digest = hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16]
+        part.lines += json_line({"id": digest, "category": "all" if category is None else str(category), "messages": whole})
+        part.ends.append(len(part.lines))
+        part.rows.append(number)
+        # Turns alternate and the last is the assistant's: after a system turn or none, every second one is an answer.
+        part.turns.append(len(whole) // 2)
+        part.characters.append(sum([len(message["content"]) for message in whole]))
+        part.texts.append(text)
+        part.prompts.append(prompt)
     elif data.on_invalid == "drop":
-        part.count.dropped[reason] += 1
+        part.dropped[reason] += 1
     else:
         roles = [message["role"] for message in messages]
-        raise InputError("data-invalid", f"{path}: row {number}: {reason}, roles {roles}. Mend the row or set data.on_invalid to drop")
+        raise InputError("data-invalid", f"{path}: row {number}: {reason}{detail}, roles {roles}. Mend the row or set data.on_invalid to drop")
+
+
+def _looks_like(names: list[str]) -> str:
+    return f"; this looks like data.format: {' or '.join(names)}" if names else ""

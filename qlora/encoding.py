@@ -26,20 +26,24 @@ class Example:
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
-def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, sequence: SequenceParams, split: str) -> tuple[list[Example], int]:
-    """Examples that fit sequence.max_length, and the number of conversations that do not.
+def encode_split(
+    conversations: Iterable[Conversation], template: ChatTemplate, sequence: SequenceParams, split: str
+) -> tuple[list[Example], dict[str, int]]:
+    """Examples that fit sequence.max_length, and the numbers of conversations that were dropped, by reason.
 
     Raises:
         InputError: a conversation is too long and on_too_long is error, or none is left.
     """
-    examples, too_long = [], 0
+    examples, dropped = [], {"control_token": 0, "too_long": 0}
     for conversation in conversations:
         encoded = template.encode(conversation)
-        if len(encoded.ids) <= sequence.max_length:
+        if encoded is None:
+            dropped["control_token"] += 1
+        elif len(encoded.ids) <= sequence.max_length:
             labels = _assistant_labels(encoded.ids, encoded.spans) if sequence.assistant_only_loss else list(encoded.ids)
             examples.append(Example(encoded.ids, labels))
         elif sequence.on_too_long == "drop":
-            too_long += 1
+            dropped["too_long"] += 1
         else:
             raise InputError(
                 "sequence-too-long",
@@ -47,8 +51,10 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
                 "raise it, or set sequence.on_too_long to drop",
             )
     if not examples:
-        raise InputError("sequence-all-too-long", f"no {split} conversation fits sequence.max_length = {sequence.max_length} ({too_long} are longer)")
-    return examples, too_long
+        raise InputError(
+            "sequence-all-dropped", f"no {split} conversation is left to learn from; sequence.max_length is {sequence.max_length}, dropped: {dropped}"
+        )
+    return examples, dropped
 
 
 def _assistant_labels(ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> list[int]:

@@ -1,9 +1,10 @@
 """Raw data files as a stream of rows: parquet and jsonl in bounded memory, a json array as a whole."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice, pairwise
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -12,50 +13,92 @@ import pyarrow.parquet as pq
 from qlora.errors import InputError
 
 Row = dict[str, Any]
-Batch = tuple[int, list[Row]]
-"""Number of the first row, from 1, and the rows."""
 BATCH_ROWS = 1024
 LFS_POINTER = b"version https://git-lfs"
 
 
-def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = (), *, share: int = 0, shares: int = 1) -> Iterator[Batch]:
-    """The rows of a .parquet, .json (an array of objects) or .jsonl file, in order, BATCH_ROWS at a time.
+class Batch(NamedTuple):
+    """Up to BATCH_ROWS rows of one file, read but not yet made into Python objects."""
+
+    path: Path
+    first: int
+    """Number of the first row in its file, from 1."""
+    rows: Callable[[], list[Row]]
+    """Makes the rows; raises InputError for one that is no object or lacks a column."""
+
+
+class MissingColumnError(InputError):
+    """A file or row without a column that the format needs."""
+
+    def __init__(self, place: str, name: str, found: Sequence[str]) -> None:
+        super().__init__("data-columns", f"{place} has no column {name!r}, only {', '.join(found)}: choose the data.format that fits")
+        self.place, self.name, self.found = place, name, list(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MissingColumnError, (self.place, self.name, self.found)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all data files of a folder and its subfolders, sorted by name; other files are left alone.
+
+    Raises:
+        InputError: there is no such file, or none in the folder.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in READERS and not file.name.startswith("."))
+        if not files:
+            raise InputError("data-missing", f"{path} holds no file that ends in one of {', '.join(READERS)}")
+        return files
+    if not path.is_file():
+        raise InputError("data-missing", f"{path} is no file and no folder: set data.train_file and data.test_file to existing ones")
+    if path.suffix not in READERS:
+        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}")
+    return [path]
+
+
+def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:
+    """The rows of a .parquet, .json (an array of objects) or .jsonl file, or of a folder of them, in order.
 
     Args:
         columns: Must be there.
         optional: Read where they are there.
-        share: Of `shares` readers of the same file this one takes every shares-th batch from this one on.
 
     Raises:
-        InputError: the file is missing, empty, a Git-LFS pointer, damaged, or lacks a column.
+        InputError: a file is missing, empty, a Git-LFS pointer, damaged, or lacks a column.
     """
-    if not path.is_file():
-        raise InputError("data-missing", f"{path} is not a file: set data.train_file and data.test_file to existing files")
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}")
-    with path.open("rb") as file:
-        head = file.read(len(LFS_POINTER))
-    if not head:
-        raise InputError("data-empty", f"{path} is empty (0 bytes): fetch it again")
-    if head == LFS_POINTER:
-        raise InputError("data-lfs-pointer", f"{path} is a Git-LFS pointer, not data: run `git lfs pull` or download the file itself")
-    return reader(path, columns, optional, share, shares)
+    for file in files_of(path):
+        with file.open("rb") as opened:
+            head = opened.read(len(LFS_POINTER))
+        if not head:
+            raise InputError("data-empty", f"{file} is empty (0 bytes): fetch it again")
+        if head == LFS_POINTER:
+            raise InputError("data-lfs-pointer", f"{file} is a Git-LFS pointer, not data: run `git lfs pull` or download the file itself")
+        yield from READERS[file.suffix](file, columns, optional)
 
 
-def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
+def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             _require(path, columns, file.schema_arrow.names)
             wanted = [name for name in file.schema_arrow.names if name in {*columns, *optional}]
             first = 1
-            for index, batch in enumerate(file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)):
-                if index % shares == share:
-                    values = zip(*(to_python(batch.column(name)) for name in wanted), strict=True)
-                    yield first, [dict(zip(wanted, row, strict=True)) for row in values]
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
+                yield Batch(path, first, partial(_table_rows, path, batch))
                 first += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError("data-damaged", f"{path} can't be read as parquet ({error}): it is damaged or cut off, fetch it again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _table_rows(path: Path, batch: pa.RecordBatch) -> list[Row]:
+    names = batch.schema.names
+    try:
+        return [dict(zip(names, values, strict=True)) for values in zip(*map(to_python, batch.columns), strict=True)]
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError("data-damaged", f"{path} can't be read as parquet ({error}): it is damaged or cut off, fetch it again")
 
 
 def to_python(array: pa.Array) -> list[Any]:
@@ -80,28 +123,33 @@ def to_python(array: pa.Array) -> list[Any]:
     return values
 
 
-def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
+def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
     with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        for index in count():
-            batch = list(islice(lines, BATCH_ROWS))
-            if not batch:
-                return
-            if index % shares == share:
-                rows = [_checked(f"{path}:{number}", _parsed(f"{path}:{number}", line), columns, optional) for number, line in batch]
-                yield index * BATCH_ROWS + 1, rows
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip())
+        first = 1
+        while batch := list(islice(lines, BATCH_ROWS)):
+            yield Batch(path, first, partial(_parsed_rows, batch, columns, optional))
+            first += len(batch)
 
 
-def _json(path: Path, columns: Sequence[str], optional: Sequence[str], share: int, shares: int) -> Iterator[Batch]:
+def _parsed_rows(lines: list[tuple[str, bytes]], columns: Sequence[str], optional: Sequence[str]) -> list[Row]:
+    return [_checked(place, _parsed(place, line), columns, optional) for place, line in lines]
+
+
+def _json(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
     rows = _parsed(str(path), path.read_bytes())
     if not isinstance(rows, list):
         raise InputError("data-damaged", f"{path} holds {type(rows).__name__}, expected an array of objects")
-    for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-        batch = enumerate(rows[start : start + BATCH_ROWS], start=start + 1)
-        yield start + 1, [_checked(f"{path}: row {number}", row, columns, optional) for number, row in batch]
+    for start in range(0, len(rows), BATCH_ROWS):
+        yield Batch(path, start + 1, partial(_array_rows, path, rows, start, columns, optional))
 
 
-READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str], int, int], Iterator[Batch]]] = {
+def _array_rows(path: Path, rows: list[Any], start: int, columns: Sequence[str], optional: Sequence[str]) -> list[Row]:
+    batch = enumerate(rows[start : start + BATCH_ROWS], start=start + 1)
+    return [_checked(f"{path}: row {number}", row, columns, optional) for number, row in batch]
+
+
+READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Batch]]] = {
     ".parquet": _parquet,
     ".json": _json,
     ".jsonl": _jsonl,
@@ -125,4 +173,4 @@ def _checked(place: str, row: Any, columns: Sequence[str], optional: Sequence[st
 def _require(place: object, columns: Sequence[str], found: Sequence[str]) -> None:
     for name in columns:
         if name not in found:
-            raise InputError("data-columns", f"{place} has no column {name!r}, only {', '.join(found)}: choose the data.format that fits")
+            raise MissingColumnError(str(place), name, found)

@@ -1,26 +1,23 @@
-"""Which split a conversation belongs to: decided by its content alone, never by its place or its neighbours."""
+"""Which split a conversation belongs to: decided by its prompt alone, never by its place or its neighbours."""
 
-import hashlib
+from qlora.duplicates import KEY_BITS
 
 SPLITS = ("train", "validation", "test")
 
 
-def content_hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def split_of(digest: str, *, validation: float, test: float) -> str:
+def split_of(prompt: int, *, validation: float, test: float) -> str:
     """The split of a row of the train file.
 
-    The digest is read as a number in [0, 1): test takes the lowest share, validation the next, train the rest. So a row
-    never moves because others come or go, and a larger validation share only takes rows from train.
+    The key of its prompt is read as a number in [0, 1): test takes the lowest share, validation the next, train the rest.
+    So conversations that answer one prompt are never parted, a row never moves because others come or go, and a larger
+    validation share only takes rows from train.
 
     Args:
-        digest: Hex digest, at least 13 digits.
+        prompt: Key of KEY_BITS bits.
         validation: Share of validation.
         test: Share of test.
     """
-    place = int(digest[:13], 16) / 16**13
+    place = prompt / 2**KEY_BITS
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"

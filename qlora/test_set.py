@@ -42,10 +42,11 @@ def predict(
     model.eval()
     context = base_model.context_length(model.config)
     encoded = [template.encode(conversation) for conversation in conversations]
-    kept = [(conversation, row) for conversation, row in zip(conversations, encoded, strict=True) if _fits(conversation, row, context, params)]
-    counts = {"conversations": len(conversations), "too_long": len(conversations) - len(kept)}
+    whole = [(conversation, row) for conversation, row in zip(conversations, encoded, strict=True) if row is not None]
+    kept = [(conversation, row) for conversation, row in whole if _fits(conversation, row, context, params)]
+    counts = {"conversations": len(conversations), "control_token": len(conversations) - len(whole), "too_long": len(whole) - len(kept)}
     if not kept:
-        raise InputError("test-all-too-long", f"none of the {len(conversations)} test conversations fits the model's context of {context} tokens")
+        raise InputError("test-all-dropped", f"no test conversation is left to answer; the model's context is {context} tokens; counts: {counts}")
     hidden = None if progress else True
     nlls = [turn_nlls(model, row, device) for _, row in tqdm(kept, desc="likelihood", unit=" conversations", delay=1, disable=hidden)]
     prompts = [row.ids[:start] for _, row in kept for start, _ in row.spans]

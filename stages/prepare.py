@@ -11,8 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qlora import command, environment, params
-from qlora.cleaning import SplitCount, clean_file
+from qlora.cleaning import SplitCount, clean
 from qlora.errors import InputError
+from qlora.gates import Gates
 from qlora.parallel import available_processes
 from qlora.params.data import DataParams
 from qlora.params.runtime import RuntimeParams
@@ -21,31 +22,39 @@ from qlora.splits import SPLITS
 
 
 def prepare(data: DataParams, runtime: RuntimeParams, *, prepared: Path, report: Path) -> None:
-    """Stream both raw files once; nothing is written unless every split is good.
+    """Stream both raw files once, test first; nothing is written unless every split is good.
 
     Raises:
-        InputError: a file can't be read, a row is refused by data.on_invalid, or a split is left without conversations.
+        InputError: a file can't be read, a row is refused by data.on_invalid or on_duplicate, test rows leak into train, or a
+            split is left without conversations.
     """
     counts = {split: SplitCount() for split in SPLITS}
+    gates = Gates(data)
     with atomic_writers([*(prepared / f"{split}.jsonl" for split in SPLITS), report]) as (*files, report_file):
         outputs = dict(zip(SPLITS, files, strict=True))
-        for is_test in (False,) if data.carves_test else (False, True):
+        for is_test in (False,) if data.carves_test else (True, False):
             path = Path(data.test_file if is_test else data.train_file)
             bar = tqdm(desc=path.name, unit=" rows", disable=None if runtime.progress else True, delay=1)
-            for parts in clean_file(path, data, is_test=is_test, processes=available_processes(runtime.num_workers)):
-                for split, part in parts.items():
-                    counts[split].add(part.count)
+            for cleaned in clean(path, data, is_test=is_test, processes=available_processes(runtime.num_workers)):
+                gates.apply(cleaned)
+                for split, part in cleaned.parts.items():
+                    counts[split].add(part)
                     outputs[split].write(part.lines)
-                    bar.update(part.count.rows_in)
+                    bar.update(part.rows_in)
             bar.close()
-        for split, count in counts.items():
-            if count.rows_out == 0 and not (split == "validation" and data.validation_fraction == 0):
-                raise InputError(
-                    "data-no-rows",
-                    f"the {split} split has no usable conversation ({count.rows_in} rows in, dropped: {dict(count.dropped)}): "
-                    "check data.format, the files, and the fractions of data",
-                )
-        report_file.write(json_document({split: count.record() for split, count in counts.items()}))
+        _require_rows(counts, data)
+        gates.require_no_leakage()
+        report_file.write(json_document({**{split: count.record() for split, count in counts.items()}, **gates.record()}))
+
+
+def _require_rows(counts: dict[str, SplitCount], data: DataParams) -> None:
+    for split, count in counts.items():
+        if count.rows_out == 0 and not (split == "validation" and data.validation_fraction == 0):
+            raise InputError(
+                "data-no-rows",
+                f"the {split} split has no usable conversation ({count.rows_in} rows in, dropped: {dict(count.dropped)}): "
+                "check data.format, the files, and the fractions of data",
+            )
 
 
 def main() -> None:

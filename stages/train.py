@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
 from qlora import adapter, base_model, command, environment, hardware, params
-from qlora.chat_template import ChatTemplate
+from qlora.chat_template import FOLDER, ChatTemplate
 from qlora.checkpoints import fingerprint, newest_complete
 from qlora.conversation import Conversation
 from qlora.encoding import Example, encode_split, show
@@ -46,12 +46,20 @@ def train(
     folder = base_model.verified_folder(values.base_model, manifest)
     base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
-    examples, too_long = _encode(train, template, values)
-    held_back, held_back_too_long = _encode(validation, template, values) if values.train.eval_strategy != "no" else ([], 0)
+    examples, dropped = _encode(train, template, values)
+    held_back, held_back_dropped = _encode(validation, template, values) if values.train.eval_strategy != "no" else ([], {})
     model = _adapter_model(values, folder, device)
     _introduce(model, template, examples)
 
-    inputs = [train, validation, manifest, Path("requirements.txt"), Path(__file__), *sorted(Path(params.__file__).parents[1].rglob("*.py"))]
+    inputs = [
+        train,
+        validation,
+        manifest,
+        Path("requirements.txt"),
+        Path(__file__),
+        *sorted(Path(params.__file__).parents[1].rglob("*.py")),
+        *sorted(FOLDER.iterdir()),
+    ]
     state = {name: getattr(values, name).model_dump() for name in TRACKED}
     checkpoints = project_root() / ".dvc" / "tmp" / "checkpoints" / fingerprint(state, inputs)
     trainer = make_trainer(values, model, template.tokenizer, examples, held_back, checkpoints)
@@ -67,12 +75,11 @@ def train(
     history = trainer.state.log_history
     write_csv(train_loss, ["step", "loss"], [[entry["step"], entry["loss"]] for entry in history if "loss" in entry])
     write_csv(eval_loss, ["step", "loss"], [[entry["step"], entry["eval_loss"]] for entry in history if "eval_loss" in entry])
-    dropped = {"train_too_long": too_long, "validation_too_long": held_back_too_long}
-    write_json(report, {**_accounting(trainer, examples, values), "conversations_dropped": dropped})
+    write_json(report, {**_accounting(trainer, examples, values), "dropped": {"train": dropped, "validation": held_back_dropped}})
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _encode(path: Path, template: ChatTemplate, values: Params) -> tuple[list[Example], int]:
+def _encode(path: Path, template: ChatTemplate, values: Params) -> tuple[list[Example], dict[str, int]]:
     conversations = map(Conversation.from_record, read_jsonl(path))
     return encode_split(conversations, template, values.sequence, path.stem)
 

@@ -1,11 +1,11 @@
 """How a raw row holds its conversation: one file per format, one line per format in FORMATS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qlora.conversation import Message
-from qlora.formats import messages
+from qlora.formats import alpaca, messages, prompt_completion, sharegpt
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,28 @@ class Format:
 
     columns: tuple[str, ...]
     """Columns that a file of this format must have."""
+    optional: tuple[str, ...]
+    """Columns that are read where they are there."""
     to_messages: Callable[[dict[str, Any]], list[Message]]
-    """Raises ValueError, naming what is wrong, for a row that is not of this format."""
+    """Raises ValueError, naming what is wrong, for a row that is not of this format; UnsupportedTurnError for one that is and can't be used."""
 
 
 FORMATS: dict[str, Format] = {
-    "messages": Format(messages.COLUMNS, messages.to_messages),
+    "messages": Format(messages.COLUMNS, messages.OPTIONAL, messages.to_messages),
+    "sharegpt": Format(sharegpt.COLUMNS, sharegpt.OPTIONAL, sharegpt.to_messages),
+    "alpaca": Format(alpaca.COLUMNS, alpaca.OPTIONAL, alpaca.to_messages),
+    "prompt_completion": Format(prompt_completion.COLUMNS, prompt_completion.OPTIONAL, prompt_completion.to_messages),
 }
+
+
+def recognised(columns: Sequence[str], row: dict[str, Any] | None = None) -> list[str]:
+    """Names of the formats that a file with these columns may be of; with a row, of those that can read it."""
+    names = [name for name, known in FORMATS.items() if set(known.columns) <= set(columns)]
+    return [name for name in names if row is None or _reads(FORMATS[name], row)]
+
+
+def _reads(known: Format, row: dict[str, Any]) -> bool:
+    try:
+        return bool(known.to_messages(row))
+    except ValueError:
+        return False

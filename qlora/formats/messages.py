@@ -3,8 +3,10 @@
 from typing import Any
 
 from qlora.conversation import Message
+from qlora.formats.turns import message_list
 
 COLUMNS = ("messages",)
+OPTIONAL = ("images",)
 
 
 def to_messages(row: dict[str, Any]) -> list[Message]:
@@ -12,24 +14,6 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
 
     Raises:
         ValueError: `messages` or one of its items has another type.
+        UnsupportedTurnError: a tool turn or an image.
     """
-    found = row.get("messages")
-    if found is None:
-        return []
-    if not isinstance(found, list):
-        raise ValueError(f"messages is {found!r}, expected a list of {{'role': ..., 'content': ...}}")
-    messages: list[Message] = []
-    for index, item in enumerate(found):
-        if not isinstance(item, dict):
-            raise ValueError(f"messages[{index}] is {item!r}, expected {{'role': ..., 'content': ...}}")
-        role, content = item.get("role"), item.get("content")
-        if not (isinstance(role, str) and isinstance(content, str)):
-            role, content = _text(index, "role", role), _text(index, "content", content)
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _text(index: int, key: str, value: Any) -> str:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"messages[{index}].{key} is {value!r} ({type(value).__name__}), expected text")
-    return value or ""
+    return message_list("messages", row.get("messages"), images=row.get("images"))

@@ -11,19 +11,26 @@ from qlora.params.section import Section
 
 class DataParams(Section):
     train_file: str = Field(min_length=1)
-    """One file of raw rows: .parquet, .json or .jsonl."""
+    """Raw rows: a .parquet, .json or .jsonl file, or a folder of them, read in sorted order."""
     test_file: str = Field(min_length=1)
     """Like train_file. The same path: the test split is carved out of it by hash."""
     test_fraction: float = Field(gt=0, lt=1)
     """Share carved out for the test split; only read when test_file is train_file."""
-    format: Literal["messages"]
+    format: Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
     """How a row holds its conversation: one file of qlora/formats each."""
     system_message: str | None = Field(min_length=1)
     """Given to conversations without a system turn; null leaves them as they are."""
     validation_fraction: float = Field(ge=0, lt=1)
-    """Share of the train file held back for the validation loss, by hash; 0 means none."""
+    """Share of the train file held back for the validation loss, by hash of the prompt; 0 means none."""
     on_invalid: Literal["drop", "error"]
     """A conversation that can't be trained on is dropped and counted by reason, or ends the run."""
+
+    on_duplicate: Literal["drop", "keep", "error"]
+    """A conversation that the train file held before, but for case, width and white space: only the first is kept, all are, or the run ends."""
+    max_leakage: float = Field(ge=0, le=1)
+    """Share of the test rows whose prompt may occur in the train file, but for case, width and white space."""
+    on_leakage: Literal["error", "drop"]
+    """More than max_leakage ends the run, with the rows; or those rows are dropped from train and validation, never from test."""
 
     @property
     def carves_test(self) -> bool:

@@ -48,5 +48,5 @@ def test_the_metrics_are_those_of_the_committed_params() -> None:
     assert prepared["train"]["rows_in"] + prepared["validation"]["rows_in"] == 2258
     assert prepared["test"]["rows_out"] == 224
     trained = read("train")
-    assert trained["conversations"] == prepared["train"]["rows_out"] - trained["conversations_dropped"]["train_too_long"]
+    assert trained["conversations"] == prepared["train"]["rows_out"] - sum(trained["dropped"]["train"].values())
     assert 0.9 < trained["rows"]["fill"] <= 1

@@ -56,6 +56,8 @@ def expected_code(stage: str) -> set[str]:
     """
     foreign = {f"qlora/params/{name}.py" for name in Params.model_fields if name not in sections(stage)}
     code = closure(stage) - foreign
+    if "qlora/chat_template.py" in code:
+        code.add("qlora/chat_templates")  # read, not imported
     return {next((folder for folder in FOLDERS if path.startswith(folder + "/")), path) for path in code}
 
 

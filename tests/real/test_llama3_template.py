@@ -31,7 +31,7 @@ def tokenizer(real_data: Callable[[str], Path]) -> Any:
 
 
 def test_answers_and_their_end_of_turn_are_marked(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model"))
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
     encoded = template.encode(CONVERSATION)
     assert [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans] == ["4<|eot_id|>", "6<|eot_id|>"]
     assert tokenizer.convert_ids_to_tokens(template.end_of_turn) == "<|eot_id|>"
@@ -40,13 +40,13 @@ def test_answers_and_their_end_of_turn_are_marked(tokenizer: Any) -> None:
 
 
 def test_ids_are_those_of_the_models_own_template(tokenizer: Any, real_data: Callable[[str], Path]) -> None:
-    encoded = ChatTemplate(tokenizer, ChatParams(template="model")).encode(CONVERSATION)
+    encoded = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error")).encode(CONVERSATION)
     untouched = load_tokenizer(real_data("llama3_tokenizer"))
     assert encoded.ids == untouched.apply_chat_template(list(CONVERSATION.messages), tokenize=True, return_dict=True)["input_ids"]
 
 
 def test_no_special_token_in_a_text_becomes_structure(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model"))
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
     special = [token.content for token in tokenizer.added_tokens_decoder.values()]
     assert len(special) == 256
     for text in special:
@@ -55,3 +55,24 @@ def test_no_special_token_in_a_text_becomes_structure(tokenizer: Any) -> None:
             messages[place % 2] = Message(role=messages[place % 2]["role"], content=content)
             with pytest.raises(InputError, match="chat-control-token"):
                 template.encode(Conversation("id", "c", messages))
+
+
+def test_every_special_token_in_every_place_is_read_as_text_when_escaped(tokenizer: Any) -> None:
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    plain = template.encode(CONVERSATION)
+    assert plain is not None
+    structure = [number for number in plain.ids if number in special]
+    forgeries = 0
+    for text in special.values():
+        for form in (f"{text} a", f"a {text} b", f"a{text}"):
+            place = forgeries % len(CONVERSATION.messages)
+            messages = list(CONVERSATION.messages)
+            messages[place] = Message(role=messages[place]["role"], content=form)
+            encoded = template.encode(Conversation("id", "c", messages))
+            assert encoded is not None
+            assert [number for number in encoded.ids if number in special] == structure
+            assert len(encoded.spans) == 2
+            assert form in tokenizer.decode(encoded.ids)
+            forgeries += 1
+    assert forgeries == 768

@@ -126,7 +126,7 @@ def test_contents_that_are_no_text_are_named_whatever_they_are(tmp_path: Path, c
 
 def test_a_category_of_any_type_becomes_text(tmp_path: Path) -> None:
     rows = [{**row(number), "category": number % 2} for number in range(50)]
-    made = run(tmp_path, rows, [{"messages": row(1)["messages"]}])
+    made = run(tmp_path, rows, [{"messages": row(1000)["messages"]}])
     assert {line["category"] for line in made["train"]} == {"0", "1"}
     assert made["test"][0]["category"] == "all"
 
@@ -168,3 +168,101 @@ def test_a_bad_row_is_named_by_its_number_whichever_process_reads_it(tmp_path: P
     rows[BATCH_ROWS + 9] = row(1, "user", "user")
     with pytest.raises(InputError, match=f"row {BATCH_ROWS + 10}: roles_do_not_alternate"):
         run(tmp_path, rows, num_workers=num_workers, on_invalid="error")
+
+
+def said(question: str, answer: str = "a", system: str | None = None) -> dict[str, Any]:
+    messages = [{"content": system, "role": "system"}] if system else []
+    return {"messages": [*messages, {"content": question, "role": "user"}, {"content": answer, "role": "assistant"}], "category": "c"}
+
+
+def test_of_duplicates_the_first_is_kept(tmp_path: Path) -> None:
+    rows = [*(row(number) for number in range(50)), said("What is it?"), said(" WHAT is\tit?"), said("What is it?", "b")]
+    made = run(tmp_path, rows)
+    lines = made["train"] + made["validation"]
+    assert [line["messages"][1]["content"] for line in lines if "it?" in line["messages"][1]["content"]] == ["What is it?"] * 2
+    assert made["report"]["duplicates"] == 1
+    assert sum(made["report"][split]["dropped"].get("duplicate", 0) for split in ("train", "validation")) == 1
+
+
+def test_duplicates_stay_or_end_the_run_when_asked(tmp_path: Path) -> None:
+    rows = [*(row(number) for number in range(50)), row(7)]
+    made = run(tmp_path, rows, on_duplicate="keep")
+    assert len(made["train"] + made["validation"]) == 51
+    assert made["report"]["duplicates"] == 1
+    with pytest.raises(InputError, match=r"data-duplicate\] .*train.parquet: row 51 came before"):
+        run(tmp_path, rows, on_duplicate="error")
+
+
+def test_answers_to_one_prompt_are_in_one_split(tmp_path: Path) -> None:
+    rows = [said(f"question {number}", f"answer {answer}", system) for number in range(60) for answer, system in enumerate((None, "s", "t"))]
+    made = run(tmp_path, rows, test_file=str(tmp_path / "train.parquet"), test_fraction=0.2)
+    places: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test"):
+        for line in made[split]:
+            places.setdefault(line["messages"][1]["content"], set()).add(split)
+    assert len(places) == 60
+    assert all(len(splits) == 1 for splits in places.values())
+    assert made["report"]["leakage"]["test_rows"] == 0
+
+
+LEAKS = [said("Where is the house?", "here"), said("  where IS the\nhouse? ", "there"), said("\uff37here is the house?", system="s")]
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_test_prompt_in_train_ends_the_run_with_both_rows(tmp_path: Path, leak: dict[str, Any]) -> None:
+    rows = [*(row(number) for number in range(50)), leak]
+    test = [row(1000), said("Where is the house?")]
+    with pytest.raises(
+        InputError, match=r"prompts of 1 of 2 test rows, a share of 0.5; data.max_leakage is 0:\n.*test.parquet: row 2 = .*train.parquet: row 51\n"
+    ):
+        run(tmp_path, rows, test)
+    assert not (tmp_path / "prepare.json").exists()
+
+
+def test_leakage_is_tolerated_up_to_the_limit_or_dropped_from_train(tmp_path: Path) -> None:
+    rows = [*(row(number) for number in range(50)), *LEAKS]
+    test = [row(1000), said("Where is the house?")]
+    clean = run(tmp_path, rows[:50], test)
+    made = run(tmp_path, rows, test, max_leakage=0.5)
+    assert len(made["train"] + made["validation"]) == 53
+    assert made["report"]["leakage"]["test_rows"] == 1
+    made = run(tmp_path, rows, test, on_leakage="drop")
+    assert [made[split] for split in ("train", "validation", "test")] == [clean[split] for split in ("train", "validation", "test")]
+    assert sum(made["report"][split]["dropped"].get("leaked", 0) for split in ("train", "validation")) == 3
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    (folder / "b").mkdir(parents=True)
+    rows = [row(number) for number in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows[:20]), folder / "a.parquet")
+    (folder / "b" / "b.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[20:40]), encoding="utf-8")
+    (folder / "c.json").write_text(json.dumps(rows[40:]), encoding="utf-8")
+    (folder / "README.md").write_text("not data", encoding="utf-8")
+    made = run(tmp_path, rows)
+    assert run(tmp_path, [], train_file=str(folder)) == made
+
+
+def test_the_declared_format_is_read(tmp_path: Path) -> None:
+    rows = [{"instruction": f"question {number}", "input": "", "output": "a", "category": "c"} for number in range(50)]
+    made = run(tmp_path, rows, rows[:1], format="alpaca", max_leakage=1.0)
+    assert made["test"][0]["messages"][1:] == [{"role": "user", "content": "question 0"}, {"role": "assistant", "content": "a"}]
+
+
+def test_another_format_is_recognised(tmp_path: Path) -> None:
+    alpaca = [{"instruction": "a", "output": "b"}]
+    with pytest.raises(InputError, match=r"no column 'messages', only instruction, output: .*; this looks like data.format: alpaca"):
+        run(tmp_path, alpaca, alpaca)
+    rows = [{"messages": [{"from": "human", "value": "a"}], "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    (tmp_path / "both.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"messages\[0\] has 'from', 'value'"):
+        run(tmp_path, [], train_file=str(tmp_path / "both.jsonl"))
+
+
+def test_tool_turns_are_dropped_and_counted_or_named(tmp_path: Path) -> None:
+    tool = {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}, {"role": "assistant", "content": "c"}], "category": "c"}
+    rows = [*(row(number) for number in range(50)), tool]
+    report = run(tmp_path, rows)["report"]
+    assert sum(report[split]["dropped"].get("tool_turn", 0) for split in ("train", "validation")) == 1
+    with pytest.raises(InputError, match=r"row 51: tool_turn \(messages\[1\] is a tool turn \('tool'\)\)"):
+        run(tmp_path, rows, on_invalid="error")

@@ -30,15 +30,15 @@ def test_every_token_is_trained_on_when_asked(template: ChatTemplate) -> None:
 
 
 def test_what_does_not_fit_is_dropped_and_counted_never_cut(template: ChatTemplate) -> None:
-    examples, too_long = encode_split([LONG, SHORT], template, sequence(), "train")
+    examples, dropped = encode_split([LONG, SHORT], template, sequence(), "train")
     assert [example.ids for example in examples] == [template.encode(SHORT).ids]
-    assert too_long == 1
+    assert dropped == {"control_token": 0, "too_long": 1}
 
 
 def test_a_conversation_of_exactly_max_length_fits(template: ChatTemplate) -> None:
     length = len(template.encode(SHORT).ids)
     assert len(encode_split([SHORT], template, sequence(max_length=length), "train")[0]) == 1
-    with pytest.raises(InputError, match="sequence-all-too-long"):
+    with pytest.raises(InputError, match="sequence-all-dropped"):
         encode_split([SHORT], template, sequence(max_length=length - 1), "train")
 
 

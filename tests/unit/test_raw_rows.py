@@ -11,7 +11,7 @@ from qlora.raw_rows import BATCH_ROWS, Row, read_batches, to_python
 
 
 def read_rows(path: Path, columns: list[str], optional: list[str] | None = None) -> list[Row]:
-    return [row for _, rows in read_batches(path, columns, optional or []) for row in rows]
+    return [row for batch in read_batches(path, columns, optional or []) for row in batch.rows()]
 
 
 ROWS: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"é {number}"}], "category": "c"} for number in range(3)]

@@ -1,10 +1,12 @@
-from qlora.splits import content_hash, split_of
+from qlora.conversation import Message
+from qlora.duplicates import KEY_BITS, keys_of
+from qlora.splits import split_of
 
-DIGESTS = [content_hash(b"%d" % number) for number in range(4000)]
+KEYS = [keys_of([Message(role="user", content=str(number)), Message(role="assistant", content="x")])[1] for number in range(4000)]
 
 
-def share(name: str, validation: float, test: float) -> set[str]:
-    return {digest for digest in DIGESTS if split_of(digest, validation=validation, test=test) == name}
+def share(name: str, validation: float, test: float) -> set[int]:
+    return {key for key in KEYS if split_of(key, validation=validation, test=test) == name}
 
 
 def test_every_row_is_in_one_split_of_about_the_asked_size() -> None:
@@ -20,10 +22,10 @@ def test_a_larger_validation_share_only_takes_rows_from_train() -> None:
 
 
 def test_no_share_means_no_rows() -> None:
-    assert share("train", 0.0, 0.0) == set(DIGESTS)
+    assert share("train", 0.0, 0.0) == set(KEYS)
 
 
 def test_the_border_belongs_to_the_next_split() -> None:
-    half = "8" + "0" * 63
+    half = 2 ** (KEY_BITS - 1)
     assert split_of(half, validation=0.25, test=0.5) == "validation"
     assert split_of(half, validation=0.0, test=0.5) == "train"

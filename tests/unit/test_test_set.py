@@ -31,7 +31,7 @@ def test_every_turn_in_the_order_of_the_test_set_and_what_is_too_long_is_counted
 ) -> None:
     predictions, counts = predict(tiny_model, template, default_params)
     assert [(row["id"], row["turn"], row["category"]) for row in predictions] == [("short", 0, "a"), ("multi", 0, "b"), ("multi", 1, "b")]
-    assert counts == {"conversations": 3, "too_long": 1}
+    assert counts == {"conversations": 3, "control_token": 0, "too_long": 1}
     assert [row["bytes"] for row in predictions] == [1, 1, 8]
     assert predictions[0]["tokens"] == 2
 

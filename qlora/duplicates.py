@@ -1,0 +1,95 @@
+"""Which texts are the same: keys of normalised text, and the rows that share one."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import xxhash
+
+from qlora.conversation import Message
+
+KEY_BITS = 60
+"""Python holds a number of 60 bits in 32 bytes; in a set, a key costs 59 to 85 bytes. Among ten million texts two
+different ones share a key with probability 4e-5."""
+
+
+def normalised(text: str) -> str:
+    """The text without differences of case, width (NFKC) and white space.
+
+    >>> normalised("Ｗｈａｔ  is\\n“STRASSE”?") == normalised("what is “straße”?")
+    True
+    """
+    if not text.isascii():
+        # Folding case can undo the normal form: https://www.unicode.org/reports/tr15/#NFKC_Casefold
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return " ".join(text.split())
+    return " ".join(text.lower().split())
+
+
+def keys_of(messages: Sequence[Message]) -> tuple[int, int]:
+    """Keys of the whole conversation and of its prompt; the same for texts that differ by case, width and white space.
+
+    The prompt is what the last answer answers: every turn before it but the system's, which many conversations share.
+    """
+    texts = [normalised(message["content"]) for message in messages]
+    whole = [part for message, text in zip(messages, texts, strict=True) for part in (message["role"], text)]
+    asked = texts[:-1] if messages and messages[-1]["role"] == "assistant" else texts
+    prompt = [text for message, text in zip(messages, asked, strict=False) if message["role"] != "system"]
+    return _key(whole), _key(prompt)
+
+
+def _key(texts: Sequence[str]) -> int:
+    return int(xxhash.xxh3_64_intdigest("\x00".join(texts).encode("utf-8", "surrogatepass"))) >> (64 - KEY_BITS)
+
+
+class SeenKeys:
+    """Keys in the order in which they come; tells which came before."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def repeated(self, keys: Sequence[int]) -> list[int]:
+        """Positions of the keys that were seen before, here or in an earlier call."""
+        fresh = set(keys)
+        if len(fresh) == len(keys) and self._seen.isdisjoint(fresh):
+            self._seen |= fresh
+            return []
+        positions = []
+        for position, key in enumerate(keys):
+            if key in self._seen:
+                positions.append(position)
+            self._seen.add(key)
+        return positions
+
+
+class Leakage:
+    """Prompts of the test split that the train file holds too."""
+
+    def __init__(self) -> None:
+        self.test_rows = 0
+        self._places: dict[int, list[str]] = {}
+        self._found: dict[int, str] = {}
+
+    def add_test(self, prompts: Sequence[int], places: Sequence[str]) -> None:
+        self.test_rows += len(prompts)
+        for prompt, place in zip(prompts, places, strict=True):
+            self._places.setdefault(prompt, []).append(place)
+
+    def leaked(self, prompts: Sequence[int]) -> list[int]:
+        """Positions of the prompts that the test split holds."""
+        if self._places.keys().isdisjoint(prompts):
+            return []
+        return [position for position, prompt in enumerate(prompts) if prompt in self._places]
+
+    def add_leak(self, prompt: int, place: str) -> None:
+        """Remember where the train file holds a prompt of the test split."""
+        self._found.setdefault(prompt, place)
+
+    @property
+    def leaked_test_rows(self) -> int:
+        return sum(len(self._places[prompt]) for prompt in self._found)
+
+    def listed(self, limit: int = 10) -> str:
+        """One line per leaked prompt: its rows in the test file and its first row in the train file."""
+        lines = [f"  {', '.join(self._places[prompt])} = {place}" for prompt, place in self._found.items()]
+        more = [f"  and {len(lines) - limit} more"] if len(lines) > limit else []
+        return "\n".join(lines[:limit] + more)

@@ -1,0 +1,72 @@
+from collections.abc import Sequence
+
+import pytest
+
+from qlora.conversation import Message
+from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, keys_of, normalised
+
+
+def talk(*contents: str, system: str | None = None) -> list[Message]:
+    opening = [Message(role="system", content=system)] if system else []
+    return [*opening, *(Message(role=("user", "assistant")[place % 2], content=content) for place, content in enumerate(contents))]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("What is it?", "what IS it?"),
+        ("a b", " a\t\n b "),
+        ("\uff21\uff22", "ab"),  # full width
+        ("\u2460", "1"),  # a number in a circle
+        ("stra\u00dfe", "STRASSE"),
+        ("e\u0301", "\u00e9"),  # two characters, one letter
+        ("\u212b", "\u00e5"),  # the unit and the letter
+        ("a\u00a0b", "a b"),
+    ],
+)
+def test_case_width_and_white_space_make_no_difference(text: str, same: str) -> None:
+    assert normalised(text) == normalised(same)
+    assert keys_of(talk(text, "x")) == keys_of(talk(same, "x"))
+
+
+@pytest.mark.parametrize(("text", "other"), [("a b", "ab"), ("a", "a."), ("na\u00efve", "naive"), ("1", "2")])
+def test_other_texts_are_other_texts(text: str, other: str) -> None:
+    assert normalised(text) != normalised(other)
+    assert keys_of(talk(text, "x"))[1] != keys_of(talk(other, "x"))[1]
+
+
+def test_a_prompt_is_all_before_the_last_answer_but_the_system_turn() -> None:
+    assert keys_of(talk("a", "b"))[1] == keys_of(talk("a", "c"))[1] == keys_of(talk("a", "b", system="s"))[1]
+    assert keys_of(talk("a", "b", "c", "d"))[1] not in {keys_of(talk("a", "b"))[1], keys_of(talk("c", "d"))[1]}
+
+
+def test_an_unanswered_question_is_its_own_prompt() -> None:
+    assert keys_of(talk("a"))[1] == keys_of(talk("a", "b"))[1] != keys_of(talk("c"))[1]
+    assert keys_of([]) == keys_of([])
+
+
+def test_a_conversation_is_every_turn_with_its_role() -> None:
+    whole = [keys_of(messages)[0] for messages in (talk("a", "b"), talk("a", "c"), talk("a", "b", system="s"), talk("b", "a"), talk("a b"))]
+    assert len(set(whole)) == 5
+
+
+def test_a_key_fits_its_bits() -> None:
+    assert all(0 <= key < 2**KEY_BITS for number in range(100) for key in keys_of(talk(str(number), "x")))
+
+
+@pytest.mark.parametrize("batches", [[[1, 2, 1, 3, 2]], [[1, 2], [1, 3, 2]], [[1], [2], [1], [3], [2]]])
+def test_every_key_but_the_first_is_repeated_however_they_come(batches: Sequence[Sequence[int]]) -> None:
+    seen = SeenKeys()
+    found = [batch[position] for batch in batches for position in seen.repeated(batch)]
+    assert found == [1, 2]
+
+
+def test_leaked_prompts_are_listed_with_both_places() -> None:
+    leakage = Leakage()
+    leakage.add_test([7, 8, 7], ["test: row 1", "test: row 2", "test: row 3"])
+    assert leakage.leaked([1, 2]) == []
+    assert leakage.leaked([1, 7, 7]) == [1, 2]
+    leakage.add_leak(7, "train: row 2")
+    leakage.add_leak(7, "train: row 3")
+    assert leakage.leaked_test_rows == 2
+    assert leakage.listed() == "  test: row 1, test: row 3 = train: row 2"
