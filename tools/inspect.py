@@ -1,0 +1,159 @@
+"""Prepared conversations as the tokens that a training sees: what is learned, what is a control token, what is left out.
+
+python -m tools.inspect --split train --count 3         in the terminal; supervised tokens are green, control tokens reversed
+python -m tools.inspect --id 0026517a645220b0           one conversation, wherever it is
+python -m tools.inspect --count 20 --html tokens.html   as a page
+
+The first thing to run before an expensive training. Without colours (a pipe, or NO_COLOR is set) supervised tokens stand in ⟦ ⟧.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qlora import command, params
+from qlora.conversation import Conversation
+from qlora.errors import InputError
+from qlora.params import Params
+from qlora.records import atomic_writers, read_jsonl
+
+PREPARED = Path("data/prepared")
+MANIFESTS = Path("models/base")
+SPLITS = ("train", "validation", "test")
+GREEN, REVERSED, RESET = "\x1b[32m", "\x1b[7m", "\x1b[0m"
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.6 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+.learned { background: color-mix(in srgb, #2a9d5c 30%, transparent); }
+.control { outline: 1px solid currentColor; border-radius: 2px; opacity: .75; }
+span[title]:hover { background: color-mix(in srgb, #e9a23b 50%, transparent); }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token: what it adds to the text, and what training does with it."""
+
+    number: int
+    text: str
+    supervised: bool
+    control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One conversation as training sees it."""
+
+    title: str
+    pieces: list[Piece]
+
+
+def views(values: Params, split: str | None, identifier: str | None) -> Iterator[View]:
+    """Conversations of a split, or those with an id, as tokens.
+
+    Raises:
+        InputError: nothing was prepared, or no conversation has this id.
+    """
+    from qlora import base_model  # noqa: PLC0415 - seconds that --help need not take
+    from qlora.chat_template import ChatTemplate  # noqa: PLC0415
+
+    folder = base_model.verified_folder(values.base_model, MANIFESTS / f"{values.base_model.name}.json")
+    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    found = False
+    for name in SPLITS if identifier else (split or "train",):
+        path = PREPARED / f"{name}.jsonl"
+        if not path.is_file():
+            raise InputError("inspect-nothing", f"{path} does not exist: run `dvc repro prepare` first")
+        for record in read_jsonl(path):
+            if identifier in (None, record["id"]):
+                found = True
+                yield _view(name, Conversation.from_record(record), template, values)
+    if not found:
+        raise InputError("inspect-nothing", f"no conversation has the id {identifier!r}; ids are the first 16 digits in {PREPARED}/*.jsonl")
+
+
+def _view(split: str, conversation: Conversation, template: Any, values: Params) -> View:
+    title = f"{split} {conversation.id} ({conversation.category})"
+    encoded = template.encode(conversation)
+    if encoded is None:
+        return View(f"{title}: left out, a text in it looks like structure (chat.on_control_tokens)", [])
+    tokenizer = template.tokenizer
+    control = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    learned = (
+        {place for start, end in encoded.spans for place in range(start, end)} if values.sequence.assistant_only_loss else range(len(encoded.ids))
+    )
+    pieces = []
+    before = ""
+    for place, number in enumerate(encoded.ids):
+        # Alone, a token loses its leading space under some tokenizers; a token with a part of a character adds nothing yet.
+        after = tokenizer.decode(encoded.ids[: place + 1])
+        added = "" if after.endswith("\ufffd") else after[len(before) :]
+        pieces.append(Piece(number, _visible(added), place in learned, number in control))
+        before += added
+    size = f"{len(pieces)} tokens, {sum(piece.supervised for piece in pieces)} supervised"
+    left_out = split != "test" and len(pieces) > values.sequence.max_length
+    return View(f"{title}: {size}" + (f", longer than sequence.max_length = {values.sequence.max_length}" if left_out else ""), pieces)
+
+
+def _visible(text: str) -> str:
+    """The text with what would steer a terminal spelled out."""
+    return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)
+
+
+def terminal(view: View, *, colours: bool) -> str:
+    """The view as text: coloured, or with ⟦ ⟧ around what is supervised."""
+    parts = [f"{view.title}\n"]
+    inside = False
+    for piece in view.pieces:
+        if colours:
+            style = (GREEN if piece.supervised else "") + (REVERSED if piece.control else "")
+            parts.append(f"{style}{piece.text}{RESET}" if style else piece.text)
+        else:
+            if piece.supervised != inside:
+                parts.append("⟦" if piece.supervised else "⟧")
+                inside = piece.supervised
+            parts.append(piece.text)
+    return "".join(parts) + ("⟧" if inside else "") + "\n"
+
+
+def page(shown: list[View]) -> str:
+    """The views as one HTML file without scripts; a token's number shows under the pointer."""
+    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Tokens</title>\n<style>{STYLE}</style>\n<body>\n']
+    for view in shown:
+        tokens = "".join(_span(piece) for piece in view.pieces)
+        parts.append(f"<h2>{escape(view.title)}</h2>\n<pre>{tokens}</pre>\n")
+    return "".join(parts)
+
+
+def _span(piece: Piece) -> str:
+    kinds = " ".join(name for name, there in (("learned", piece.supervised), ("control", piece.control)) if there)
+    return f'<span title="{piece.number}"' + (f' class="{kinds}"' if kinds else "") + f">{escape(piece.text)}</span>"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--id", help="the conversation with this id, of any split")
+    parser.add_argument("--count", type=int, default=3, help="conversations shown, from the first (3)")
+    parser.add_argument("--html", type=Path, help="write a page in place of the terminal")
+    arguments = parser.parse_args()
+    values = params.load(Path("params.yaml"))
+    shown = list(islice(views(values, arguments.split, arguments.id), arguments.count))
+    if arguments.html:
+        with atomic_writers([arguments.html]) as (file,):
+            file.write(page(shown).encode())
+        print(f"{arguments.html} shows {len(shown)} conversation(s)")
+        return
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print("\n".join(terminal(view, colours=colours) for view in shown))
+
+
+if __name__ == "__main__":
+    command.run(main)
