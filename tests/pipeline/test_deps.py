@@ -12,7 +12,7 @@ from qlora.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-FOLDERS = ("qlora/formats", "qlora/scoring")
+FOLDERS = ("qlora/formats", "qlora/scoring", "qlora/chat_templates")
 """Listed as folders, so that a new file in one of them is a dependency too."""
 
 

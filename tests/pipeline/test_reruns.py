@@ -46,7 +46,9 @@ def test_another_test_file_does_not_retrain(built: Clone) -> None:
 
 
 def test_an_edit_of_a_module_touches_exactly_the_stages_that_run_it(built: Clone) -> None:
-    modules = {str(path.relative_to(built.path)) for top in ("qlora", "stages") for path in (built.path / top).rglob("*.py")}
+    modules = {
+        str(path.relative_to(built.path)) for top in ("qlora", "stages") for kind in ("*.py", "*.jinja") for path in (built.path / top).rglob(kind)
+    }
     for module in modules:
         with (built.path / module).open("a", encoding="utf-8") as file:
             file.write("# edited\n")
