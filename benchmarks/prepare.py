@@ -69,12 +69,12 @@ for name, split in (("train", train["train"]), ("validation", train["test"]), ("
 """
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """Chat rows of the size and shape of no_robots' 500 test rows, in row groups of 10,000, from a fixed seed.
+def write_rows(path: Path, rows: int, seed: int) -> None:
+    """Chat rows of the size and shape of no_robots' 500 test rows, in row groups of 10,000, from a seed.
 
     There a message has 84 words of 4.7 letters and 3.6 line breaks, and 14 % of the messages hold a character beyond ASCII.
     """
-    rng = random.Random(0)
+    rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(2000)]
     beyond_ascii = ["\u201cquoted\u201d", "caf\u00e9", "\u6771\u4eac", "\U0001f600", "na\u00efve \u2013 na\u00efve"]
     message = pa.struct([("content", pa.string()), ("role", pa.string())])
@@ -139,8 +139,8 @@ def main() -> None:
     peaks: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         train, large, test = (Path(folder) / f"{name}.parquet" for name in ("train", "large", "test"))
-        for path, rows in ((train, ROWS), (large, 10 * ROWS), (test, 500)):
-            write_rows(path, rows)
+        for path, rows, seed in ((train, ROWS, 0), (large, 10 * ROWS, 0), (test, 500, 1)):
+            write_rows(path, rows, seed)
         runs = {
             "prepare": (OURS, train, test),
             "datasets": (PLAIN, train, test),

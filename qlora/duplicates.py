@@ -12,17 +12,24 @@ KEY_BITS = 60
 different ones share a key with probability 4e-5."""
 
 
-def normalised(text: str) -> str:
-    """The text without differences of case, width (NFKC) and white space.
+_SPACES = bytes(32 if chr(code).isspace() else code for code in range(128)) + bytes(range(128, 256))
+
+
+def normalised(text: str) -> bytes:
+    """The text in UTF-8 without differences of case, width (NFKC) and white space.
 
     >>> normalised("Ｗｈａｔ  is\\n“STRASSE”?") == normalised("what is “straße”?")
     True
     """
     if not text.isascii():
         # Folding case can undo the normal form: https://www.unicode.org/reports/tr15/#NFKC_Casefold
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        return " ".join(text.split())
-    return " ".join(text.lower().split())
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return " ".join(folded.split()).encode("utf-8", "surrogatepass")
+    # The same for plain text, several times as fast.
+    plain = text.encode().lower().translate(_SPACES)
+    while b"  " in plain:
+        plain = plain.replace(b"  ", b" ")
+    return plain.strip(b" ")
 
 
 def keys_of(messages: Sequence[Message]) -> tuple[int, int]:
@@ -31,14 +38,14 @@ def keys_of(messages: Sequence[Message]) -> tuple[int, int]:
     The prompt is what the last answer answers: every turn before it but the system's, which many conversations share.
     """
     texts = [normalised(message["content"]) for message in messages]
-    whole = [part for message, text in zip(messages, texts, strict=True) for part in (message["role"], text)]
+    whole = [part for message, text in zip(messages, texts, strict=True) for part in (message["role"].encode("utf-8", "surrogatepass"), text)]
     asked = texts[:-1] if messages and messages[-1]["role"] == "assistant" else texts
     prompt = [text for message, text in zip(messages, asked, strict=False) if message["role"] != "system"]
     return _key(whole), _key(prompt)
 
 
-def _key(texts: Sequence[str]) -> int:
-    return int(xxhash.xxh3_64_intdigest("\x00".join(texts).encode("utf-8", "surrogatepass"))) >> (64 - KEY_BITS)
+def _key(texts: Sequence[bytes]) -> int:
+    return int(xxhash.xxh3_64_intdigest(b"\x00".join(texts))) >> (64 - KEY_BITS)
 
 
 class SeenKeys:

@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlora.conversation import Message
 from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, keys_of, normalised
@@ -33,6 +35,13 @@ def test_case_width_and_white_space_make_no_difference(text: str, same: str) -> 
 def test_other_texts_are_other_texts(text: str, other: str) -> None:
     assert normalised(text) != normalised(other)
     assert keys_of(talk(text, "x"))[1] != keys_of(talk(other, "x"))[1]
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.text(max_size=30))
+def test_plain_text_is_normalised_like_any_other(text: str) -> None:
+    plain = text.encode("ascii", "ignore").decode()
+    assert normalised(plain).decode() == normalised(plain + "\u00e9").decode().removesuffix("\u00e9").rstrip(" ") == " ".join(plain.lower().split())
 
 
 def test_a_prompt_is_all_before_the_last_answer_but_the_system_turn() -> None:
