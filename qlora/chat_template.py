@@ -111,7 +111,9 @@ class ChatTemplate:
             return MARK.format(len(literals) - 1)
 
         assert self._control_pattern
-        hidden = [Message(role=message["role"], content=self._control_pattern.sub(hide, message["content"])) for message in messages]
+        # The characters of the marks themselves are hidden too: a text may hold them.
+        hidden_texts = re.compile(f"{self._control_pattern.pattern}|[{MARK.format('')}]")
+        hidden = [Message(role=message["role"], content=hidden_texts.sub(hide, message["content"])) for message in messages]
         text, answers = self._text(hidden)
         marks = re.compile(MARK.format(r"(\d+)"))
         ids: list[int] = []

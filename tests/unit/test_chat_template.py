@@ -76,6 +76,13 @@ def test_escaped_control_tokens_are_read_as_text(tokenizer: Any) -> None:
     assert len(forged.spans) == 2
 
 
+def test_a_text_may_hold_the_marks_of_escaping(tokenizer: Any) -> None:
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))
+    with_marks = encoded(template, conversation("\ue0009\ue001 <|eot_id|> \ue0000\ue001", "4"))
+    shown = template._tokens_of_text("\n\n\ue0009\ue001 <|eot_id|> \ue0000\ue001")
+    assert [number for number, _ in shown] == with_marks.ids[4 : 4 + len(shown)]
+
+
 def test_escaping_changes_nothing_where_nothing_is_to_escape(tokenizer: Any) -> None:
     whole = conversation("2+2? é 東京", " 4\n\n5", "3+3?", "6", system="Answer only.")
     template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))
