@@ -5,24 +5,31 @@ import shutil
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from qlora.base_model import load_tokenizer
+from qlora.chat_template import ChatTemplate
 from qlora.errors import InputError
+from qlora.params.chat import ChatParams
 from qlora.records import write_json
 
 CONFIG = "adapter_config.json"
 
 
-def publish(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base_name: str) -> None:
+def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: str) -> None:
     """Write adapter, tokenizer and chat template; the folder appears whole or not at all.
 
     PEFT writes target_modules in the order of a set, the absolute path of the base model and a README: the first is sorted,
     the second becomes the path from the repository's root, where AutoPeftModelForCausalLM finds it, the third is removed.
+
+    Raises:
+        InputError: the saved tokenizer and template give other tokens than those that were trained on.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
-    tokenizer.save_pretrained(partial)
+    template.tokenizer.save_pretrained(partial)
+    template.require_same(ChatTemplate(load_tokenizer(partial), ChatParams(template="model", on_control_tokens="error")))
     (partial / "README.md").unlink(missing_ok=True)
     config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = f"models/base/{base_name}"

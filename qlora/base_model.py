@@ -21,15 +21,10 @@ def verified_folder(params: BaseModelParams, manifest_path: Path) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token that is no token of any answer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
-    if tokenizer.pad_token is None:
-        # Padding is masked by position, never by id, so any token will do that no answer ends with.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
-    return tokenizer
 
 
 def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool) -> PreTrainedModel:

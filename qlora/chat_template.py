@@ -19,6 +19,12 @@ FOLDER = Path(__file__).parent / "chat_templates"
 """Templates that chat.template may name, NAME.jinja each. The stages depend on the folder."""
 MARK = "\ue000{}\ue001"
 """Stands for a text while a template is rendered: characters of the private use area, which no tokenizer knows."""
+MANY_SCRIPTS = (
+    Message(role="user", content=" What\tis 12345 + 67.8?\n\n\nÉcole, naïve “quotes”, Ｗｉｄｅ  "),
+    Message(role="assistant", content="東京 है Привет مرحبا ไทย 🙂👩🏽‍💻 e\u0301  \n x_y(z) don't"),
+    Message(role="user", content="And?"),
+    Message(role="assistant", content="  - done."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class ChatTemplate:
                 f"({self._delimiters.pattern}), which no tokenizer can tell from what a person wrote: choose error or drop",
             )
         self.end_of_turn = self._check_gates()
+        self._choose_pad()
 
     def encode(self, conversation: Conversation) -> Encoded | None:
         """The conversation as tokens; None when a text in it looks like structure and chat.on_control_tokens drops such a conversation.
@@ -77,6 +84,13 @@ class ChatTemplate:
         if len(encoded.spans) != turns:
             raise InputError(
                 "chat-spans", f"conversation {conversation.id}: the chat template marks {len(encoded.spans)} answers, the conversation has {turns}"
+            )
+        last = {encoded.ids[end - 1] for _, end in encoded.spans}
+        if last != {self.end_of_turn}:
+            raise InputError(
+                "chat-no-stop",
+                f"conversation {conversation.id}: answers end with {self._names(sorted(last))} under the chat template, "
+                f"expected {self._names([self.end_of_turn])}",
             )
         return encoded
 
@@ -183,18 +197,23 @@ class ChatTemplate:
             raise InputError("chat-spans", "the chat template does not mark the assistant's tokens ({% generation %}): use chat.template: vicuna")
         ends = {both.ids[end - 1] for _, end in both.spans}
         if len(ends) != 1 or not ends <= set(self._control.values()):
-            names = self.tokenizer.convert_ids_to_tokens(sorted(ends))
-            raise InputError("chat-no-stop", f"an answer ends with {names} under this chat template: no single control token tells the model to stop")
+            raise InputError(
+                "chat-no-stop",
+                f"an answer ends with {self._names(sorted(ends))} under this chat template: no single control token tells the model to stop",
+            )
         bos = self.tokenizer.bos_token_id
         if bos is not None and both.ids.count(bos) != 1 and bos not in ends:
-            raise InputError("chat-bos", f"the chat template writes {both.ids.count(bos)} BOS tokens ({self.tokenizer.bos_token!r}), expected one")
+            raise InputError(
+                "chat-bos",
+                f"the chat template writes {both.ids.count(bos)} BOS tokens ({self.tokenizer.bos_token!r}), expected one: {self._names(both.ids)}",
+            )
         for messages, encoded, span in ((probe[:1], first, 0), (probe, both, 1)):
             prompt, trained = self.prompt(messages), encoded.ids[: encoded.spans[span][0]]
             if prompt != trained:
-                tokens = self.tokenizer.convert_ids_to_tokens
                 raise InputError(
                     "chat-prompt",
-                    f"the generation prompt is not what training shows before an answer:\n  prompt   {tokens(prompt)}\n  training {tokens(trained)}",
+                    "the generation prompt is not what training shows before an answer:\n"
+                    f"  prompt   {self._names(prompt)}\n  training {self._names(trained)}",
                 )
         if self._policy == "escape" and self._render_escaped(probe) != self._render(probe):
             raise InputError(
@@ -203,6 +222,28 @@ class ChatTemplate:
                 "choose error or drop",
             )
         return ends.pop()
+
+    def _choose_pad(self) -> None:
+        """Pad with a token that no answer ends with, where the tokenizer has one. Padding is masked by position, so any token will do."""
+        tokenizer: Any = self.tokenizer
+        if tokenizer.pad_token_id not in (None, self.end_of_turn):
+            return
+        named = [token for token in (tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token) if token is not None]
+        fitting = [token for token in [*named, *self._control] if self._control.get(token) != self.end_of_turn]
+        tokenizer.pad_token = fitting[0] if fitting else tokenizer.eos_token
+
+    def require_same(self, saved: "ChatTemplate") -> None:
+        """Raises InputError when this template, saved with its tokenizer and loaded again, renders a conversation of many scripts otherwise."""
+        ours, theirs = self._render(MANY_SCRIPTS), saved._render(MANY_SCRIPTS)
+        if ours != theirs:
+            raise InputError(
+                "chat-reloaded",
+                "the tokenizer gives other tokens once it was saved with the adapter and loaded again, nothing was published:\n"
+                f"  training {self._names(ours.ids)}\n  saved    {saved._names(theirs.ids)}",
+            )
+
+    def _names(self, ids: list[int]) -> list[str]:
+        return list(self.tokenizer.convert_ids_to_tokens(ids))
 
 
 def spans_of(mask: Sequence[int]) -> list[tuple[int, int]]:

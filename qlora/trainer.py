@@ -15,8 +15,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from qlora.checkpoints import MarkComplete
 from qlora.encoding import Example
+from qlora.packing import pack
 from qlora.params import Params
 from qlora.params.lora import LoraParams
+from qlora.params.sequence import SequenceParams
 
 
 class ExactEvalTrainer(SFTTrainer):  # type: ignore[misc]
@@ -95,10 +97,11 @@ def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
         activation_checkpointing=hardware.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if hardware.activation_checkpointing else None,
         max_length=sequence.max_length,
-        packing=sequence.packing,
+        # The rows are packed already: TRL's depend on the number of processes. With this the collator starts positions anew at each
+        # conversation of a row and gives no attention mask, by which every attention implementation keeps them apart.
+        packing=sequence.packing != "none",
         packing_strategy="bfd",
-        # Rows are made by one process: packed rows depend on the number of processes.
-        dataset_num_proc=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
         # The rows are token ids in memory: collating them takes no time worth a process.
         dataloader_num_workers=0,
         dataloader_pin_memory=cuda,
@@ -125,8 +128,8 @@ def make_trainer(
     trainer = ExactEvalTrainer(
         model=model,
         args=training_arguments(params, checkpoints),
-        train_dataset=_dataset(train),
-        eval_dataset=_dataset(validation) if params.train.eval_strategy != "no" else None,
+        train_dataset=rows_of(train, params.sequence),
+        eval_dataset=rows_of(validation, params.sequence) if params.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
@@ -141,5 +144,15 @@ def make_trainer(
     return trainer
 
 
-def _dataset(examples: Sequence[Example]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [example.ids for example in examples], "labels": [example.labels for example in examples]})
+def rows_of(examples: Sequence[Example], sequence: SequenceParams) -> Dataset:
+    """The rows that are trained on: input_ids and labels of one example, or of several and their seq_lengths."""
+    if sequence.packing == "none":
+        return Dataset.from_dict({"input_ids": [example.ids for example in examples], "labels": [example.labels for example in examples]})
+    packed = [[examples[place] for place in places] for places in pack([len(example.ids) for example in examples], sequence.max_length)]
+    return Dataset.from_dict(
+        {
+            "input_ids": [[token for example in row for token in example.ids] for row in packed],
+            "labels": [[label for example in row for label in example.labels] for row in packed],
+            "seq_lengths": [[len(example.ids) for example in row] for row in packed],
+        }
+    )

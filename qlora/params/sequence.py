@@ -10,9 +10,11 @@ from qlora.params.section import Section
 class SequenceParams(Section):
     max_length: int = Field(ge=8)
     """Tokens in a row. Activation memory grows linearly with it."""
-    on_too_long: Literal["drop", "error"]
-    """A conversation of more than max_length tokens is dropped and counted, or ends the run; it is never cut unseen."""
-    packing: bool
-    """Several whole conversations in a row, unable to see each other: no padding, two to three times the speed."""
+    on_too_long: Literal["drop", "truncate", "split", "error"]
+    """A conversation of more than max_length tokens is dropped; or keeps its first max_length tokens, if they hold a learned one; or
+    becomes several examples, the later ones without what was said before; or ends the run. All of it is counted in metrics/train.json."""
+    packing: Literal["bfd", "none"]
+    """bfd: several whole conversations in a row, unable to see each other, by best-fit decreasing: no padding, two to three times the
+    speed. none: one conversation a row."""
     assistant_only_loss: bool
     """The loss counts the assistant's tokens alone, of every turn; false: every token of the row."""

@@ -29,7 +29,7 @@ def test_values_and_comments_that_change_no_result_run_nothing(built: Clone) -> 
     ("override", "expected"),
     [
         ("train.learning_rate=1e-3", {"train", "evaluate"}),
-        ("sequence.packing=false", {"train", "evaluate"}),
+        ("sequence.packing=none", {"train", "evaluate"}),
         ("evaluate.max_new_tokens=2", {"baseline", "evaluate"}),
         ("runtime.num_workers=2", set()),
     ],

@@ -7,13 +7,14 @@ import torch
 from peft import AutoPeftModelForCausalLM, get_peft_model
 
 from qlora import adapter
+from qlora.chat_template import ChatTemplate
 from qlora.errors import InputError
 from qlora.params import Params
 from qlora.trainer import lora_config
 
 
 @pytest.fixture
-def published(tiny_model: Any, tokenizer: Any, default_params: Params, tmp_path: Path) -> tuple[Any, Path]:
+def published(tiny_model: Any, template: ChatTemplate, default_params: Params, tmp_path: Path) -> tuple[Any, Path]:
     """An adapter with random weights, and the folder where it was published."""
     torch.manual_seed(0)
     model = get_peft_model(tiny_model, lora_config(default_params.lora))
@@ -21,7 +22,7 @@ def published(tiny_model: Any, tokenizer: Any, default_params: Params, tmp_path:
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.normal_(std=0.05)
-    adapter.publish(model, tokenizer, tmp_path / "adapter", "tiny")
+    adapter.publish(model, template, tmp_path / "adapter", "tiny")
     return model, tmp_path / "adapter"
 
 
@@ -60,11 +61,11 @@ def test_it_loads_by_our_own_loader(published: tuple[Any, Path], default_params:
         assert torch.equal(model.eval()(input_ids=ids).logits, adapter.load_adapter(base, folder).eval()(input_ids=ids).logits)
 
 
-def test_publishing_replaces_the_whole_folder(published: tuple[Any, Path], tokenizer: Any) -> None:
+def test_publishing_replaces_the_whole_folder(published: tuple[Any, Path], template: ChatTemplate) -> None:
     model, folder = published
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "training_args.bin").write_bytes(b"a pickle")
-    adapter.publish(model, tokenizer, folder, "tiny")
+    adapter.publish(model, template, folder, "tiny")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -24,14 +24,14 @@ def conversation(talk: list[tuple[str, str]]) -> Conversation:
     return Conversation("id", "c", [Message(role=role, content=text) for pair in talk for role, text in zip(roles, pair, strict=True)])
 
 
-def sequence(length: int) -> SequenceParams:
-    return SequenceParams(max_length=length, on_too_long="drop", packing=True, assistant_only_loss=True)
+def sequence(length: int, on_too_long: Any = "drop", *, assistant_only_loss: bool = True) -> SequenceParams:
+    return SequenceParams(max_length=length, on_too_long=on_too_long, packing="bfd", assistant_only_loss=assistant_only_loss)
 
 
 @LENIENT
 @given(TALKS)
 def test_what_is_learned_is_every_answer_and_its_end_and_nothing_else(template: ChatTemplate, tokenizer: Any, talk: list[tuple[str, str]]) -> None:
-    (example,), _ = encode_split([conversation(talk)], template, sequence(100_000), "train")
+    (example,) = encode_split([conversation(talk)], template, sequence(100_000), "train").examples
     learned = tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
     rendered = tokenizer.apply_chat_template(list(conversation(talk).messages), tokenize=False)
     answers = [part.split("<|eot_id|>")[0] for part in rendered.split("<|start_header_id|>assistant<|end_header_id|>\n\n")[1:]]
@@ -41,18 +41,36 @@ def test_what_is_learned_is_every_answer_and_its_end_and_nothing_else(template: 
     assert all(label in (IGNORE_INDEX, number) for number, label in zip(example.ids, example.labels, strict=True))
 
 
+@pytest.mark.parametrize("assistant_only_loss", [True, False])
+@pytest.mark.parametrize("on_too_long", ["drop", "truncate", "split"])
 @LENIENT
-@given(st.lists(TALKS, min_size=1, max_size=5), st.integers(10, 200))
-def test_every_conversation_is_an_example_or_counted(template: ChatTemplate, talks: list[list[tuple[str, str]]], length: int) -> None:
+@given(talks=st.lists(TALKS, min_size=1, max_size=5), length=st.integers(10, 120))
+def test_every_conversation_and_every_token_is_accounted_for(
+    template: ChatTemplate, talks: list[list[tuple[str, str]]], length: int, on_too_long: str, assistant_only_loss: bool
+) -> None:
     conversations = [conversation(talk) for talk in talks]
+    whole = encode_split(conversations, template, sequence(100_000, assistant_only_loss=assistant_only_loss), "train")
     try:
-        examples, dropped = encode_split(conversations, template, sequence(length), "train")
+        made = encode_split(conversations, template, sequence(length, on_too_long, assistant_only_loss=assistant_only_loss), "train")
     except InputError as error:
         if error.code != "sequence-all-dropped":
             raise
         return
-    assert len(examples) + sum(dropped.values()) == len(talks)
-    assert all(len(example.ids) <= length for example in examples)
+    record = made.record()
+    assert record["conversations"]["in"] == len(talks) == record["conversations"]["out"] + sum(record["conversations"]["dropped"].values())
+    tokens = record["tokens"]
+    assert tokens["in"] == whole.record()["tokens"]["in"]
+    assert tokens["in"] + tokens["repeated"] == tokens["out"] + tokens["dropped"] + tokens["truncated"]
+    assert all(len(example.ids) <= length and example.supervised for example in made.examples)
+    assert all(example.labels[0] in (IGNORE_INDEX, template.tokenizer.bos_token_id) for example in made.examples)
+    if on_too_long == "drop":
+        fitting = [example for example in whole.examples if len(example.ids) <= length]
+        assert made.examples == fitting
+    if on_too_long == "split":
+        assert tokens["dropped"] == 0
+        assert tokens["supervised"] == whole.record()["tokens"]["supervised"]
+    if on_too_long != "truncate":
+        assert record["end_of_turn_per_answer"] == 1.0
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "escape"])
