@@ -3,8 +3,8 @@
     python -m benchmarks.prepare [--rounds 5]
 
 Both programs read the same generated parquet of chat rows, add a system message, drop what can't be trained on, carve a
-validation split and write JSON lines of id, category and messages; they run as whole processes, in turn, in one go. Then `prepare` alone on ten times
-the rows. Writes results/prepare.json.
+validation split and write JSON lines of id, category and messages; they run as whole processes, in turn, in one go: `prepare` with every gate but
+the near duplicates (data.near_threshold: null), with all, and on ten times the rows. Writes results/prepare.json.
 """
 
 import argparse
@@ -36,8 +36,9 @@ from pathlib import Path
 from qlora import params
 from stages.prepare import prepare
 values = params.load(Path("params.yaml"))
-data = values.data.model_copy(update={"train_file": sys.argv[1], "test_file": sys.argv[2]})
-runtime = values.runtime.model_copy(update={"num_workers": int(sys.argv[4]) if sys.argv[4:] else None})
+near = values.data.near_threshold if sys.argv[4] == "near" else None
+data = values.data.model_copy(update={"train_file": sys.argv[1], "test_file": sys.argv[2], "near_threshold": near})
+runtime = values.runtime.model_copy(update={"num_workers": int(sys.argv[5]) if sys.argv[5:] else None})
 prepare(data, runtime, prepared=Path(sys.argv[3]), report=Path(sys.argv[3]) / "report.json")
 """
 
@@ -142,10 +143,12 @@ def main() -> None:
         for path, rows, seed in ((train, ROWS, 0), (large, 10 * ROWS, 0), (test, 500, 1)):
             write_rows(path, rows, seed)
         runs = {
-            "prepare": (OURS, train, test),
+            "prepare": (OURS, train, test, "exact"),
             "datasets": (PLAIN, train, test),
-            "prepare, one process": (OURS, train, test, "1"),
-            "prepare, ten times the rows": (OURS, large, test),
+            "prepare, one process": (OURS, train, test, "exact", "1"),
+            "prepare, near duplicates": (OURS, train, test, "near"),
+            "prepare, ten times the rows": (OURS, large, test, "exact"),
+            "prepare, near duplicates, ten times the rows": (OURS, large, test, "near"),
         }
         for _ in range(rounds):
             made = []
@@ -161,8 +164,13 @@ def main() -> None:
         "rows": ROWS,
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
         "peak_mb": peak_mb,
-        "times_faster": {name: times_faster(seconds[name], seconds["datasets"]) for name in ("prepare", "prepare, one process")},
+        "times_faster": {
+            name: times_faster(seconds[name], seconds["datasets"]) for name in ("prepare", "prepare, one process", "prepare, near duplicates")
+        },
         "memory_growth_for_ten_times_the_rows": round(peak_mb["prepare, ten times the rows"] / peak_mb["prepare"] - 1, 4),
+        "bytes_per_row_of_near_duplicates": round(
+            (peak_mb["prepare, near duplicates, ten times the rows"] - peak_mb["prepare, ten times the rows"]) * 1e6 / (10 * ROWS)
+        ),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

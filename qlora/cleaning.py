@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from qlora import raw_rows
+from qlora import near_duplicates, raw_rows
 from qlora.conversation import Message, invalid_reason, with_system_message
-from qlora.duplicates import keys_of
+from qlora.duplicates import keys_of, normalised
 from qlora.errors import InputError
 from qlora.formats import FORMATS, recognised
 from qlora.formats.turns import UnsupportedTurnError
@@ -48,6 +48,8 @@ class Part:
     """Key of the conversation."""
     prompts: "array[int]" = field(default_factory=numbers)
     """Key of what its last answer answers."""
+    bands: list[bytes] = field(default_factory=list)
+    """Keys by which near duplicates of the line are found, when they are looked for; nothing where it is too short."""
 
     def drop(self, positions: Sequence[int], reason: str) -> None:
         """Take these lines out and count them."""
@@ -67,6 +69,7 @@ class Part:
         for name in ("rows", "turns", "characters", "texts", "prompts"):
             values = getattr(self, name)
             setattr(self, name, array("Q", [values[position] for position in kept]))
+        self.bands = [self.bands[position] for position in kept] if self.bands else []
 
 
 class Cleaned(NamedTuple):
@@ -121,15 +124,20 @@ def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares
         for index, batch in enumerate(raw_rows.read_batches(path, known.columns, optional=(*known.optional, "category"))):
             if index % shares == share:
                 parts: dict[str, Part] = {}
+                pairs: dict[str, list[list[bytes]]] = {}
                 for number, row in enumerate(batch.rows(), start=batch.first):
-                    _clean_row(batch.path, number, row, data, is_test, parts)
+                    _clean_row(batch.path, number, row, data, is_test, parts, pairs)
+                for split, conversations in pairs.items():
+                    parts[split].bands = near_duplicates.bands_of(conversations, data.near_threshold or 1)
                 yield Cleaned(batch.path, parts)
     except raw_rows.MissingColumnError as error:
         raise InputError(error.code, error.message + _looks_like(recognised(error.found))) from None
 
 
-def _clean_row(path: Path, number: int, row: raw_rows.Row, data: DataParams, is_test: bool, parts: dict[str, Part]) -> None:
-    """Add the row to the part of its split, as a line or as the reason why it can't be trained on."""
+def _clean_row(
+    path: Path, number: int, row: raw_rows.Row, data: DataParams, is_test: bool, parts: dict[str, Part], pairs: dict[str, list[list[bytes]]]
+) -> None:
+    """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
     messages: list[Message] = []
     try:
         messages = FORMATS[data.format].to_messages(row)
@@ -139,7 +147,8 @@ def _clean_row(path: Path, number: int, row: raw_rows.Row, data: DataParams, is_
     except ValueError as error:
         hint = _looks_like([name for name in recognised(list(row), row) if name != data.format])
         raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits{hint}") from None
-    text, prompt = keys_of(messages)
+    texts = [normalised(message["content"]) for message in messages]
+    text, prompt = keys_of(messages, texts)
     split = "test" if is_test else split_of(prompt, validation=data.validation_fraction, test=data.carved_fraction)
     part = parts.get(split) or parts.setdefault(split, Part())
     part.rows_in += 1
@@ -155,6 +164,9 @@ def _clean_row(path: Path, number: int, row: raw_rows.Row, data: DataParams, is_
         part.characters.append(sum([len(message["content"]) for message in whole]))
         part.texts.append(text)
         part.prompts.append(prompt)
+        if data.near_threshold is not None:
+            spoken = texts[1:] if messages[0]["role"] == "system" else texts
+            pairs.setdefault(split, []).append(near_duplicates.word_pairs(spoken))
     elif data.on_invalid == "drop":
         part.dropped[reason] += 1
     else:

@@ -12,7 +12,9 @@ KEY_BITS = 60
 different ones share a key with probability 4e-5."""
 
 
-_SPACES = bytes(32 if chr(code).isspace() else code for code in range(128)) + bytes(range(128, 256))
+_PLAIN = bytes(32 if chr(code).isspace() else ord(chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
+_OTHER_SPACES = [space.encode() for space in ("\u0085", "\u1680", "\u2028", "\u2029")]
+"""White space beyond ASCII that NFKC leaves as it is."""
 
 
 def normalised(text: str) -> bytes:
@@ -21,27 +23,31 @@ def normalised(text: str) -> bytes:
     >>> normalised("Ｗｈａｔ  is\\n“STRASSE”?") == normalised("what is “straße”?")
     True
     """
-    if not text.isascii():
+    if text.isascii():
+        plain = text.encode().translate(_PLAIN)
+    else:
         # Folding case can undo the normal form: https://www.unicode.org/reports/tr15/#NFKC_Casefold
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        return " ".join(folded.split()).encode("utf-8", "surrogatepass")
-    # The same for plain text, several times as fast.
-    plain = text.encode().lower().translate(_SPACES)
+        plain = folded.encode("utf-8", "surrogatepass").translate(_PLAIN)
+        for space in _OTHER_SPACES:
+            plain = plain.replace(space, b" ")
     while b"  " in plain:
         plain = plain.replace(b"  ", b" ")
     return plain.strip(b" ")
 
 
-def keys_of(messages: Sequence[Message]) -> tuple[int, int]:
+def keys_of(messages: Sequence[Message], texts: Sequence[bytes]) -> tuple[int, int]:
     """Keys of the whole conversation and of its prompt; the same for texts that differ by case, width and white space.
 
     The prompt is what the last answer answers: every turn before it but the system's, which many conversations share.
+
+    Args:
+        texts: The contents of the messages, normalised.
     """
-    texts = [normalised(message["content"]) for message in messages]
-    whole = [part for message, text in zip(messages, texts, strict=True) for part in (message["role"].encode("utf-8", "surrogatepass"), text)]
-    asked = texts[:-1] if messages and messages[-1]["role"] == "assistant" else texts
-    prompt = [text for message, text in zip(messages, asked, strict=False) if message["role"] != "system"]
-    return _key(whole), _key(prompt)
+    roles = [message["role"] for message in messages]
+    asked = texts[:-1] if roles and roles[-1] == "assistant" else texts
+    prompt = [text for role, text in zip(roles, asked, strict=False) if role != "system"]
+    return _key([" ".join(roles).encode("utf-8", "surrogatepass"), *texts]), _key(prompt)
 
 
 def _key(texts: Sequence[bytes]) -> int:

@@ -1,10 +1,13 @@
 """What a row alone does not show: that it came before, or that the test split holds its prompt."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from qlora.cleaning import Cleaned
+from qlora.cleaning import Cleaned, Part
 from qlora.duplicates import Leakage, SeenKeys
 from qlora.errors import InputError
+from qlora.near_duplicates import NearDuplicates
 from qlora.params.data import DataParams
 
 
@@ -15,13 +18,17 @@ class Gates:
         self._data = data
         self._seen = SeenKeys()
         self._leakage = Leakage()
+        self._near = NearDuplicates(data.near_threshold) if data.near_threshold is not None else None
+        self._near_record: dict[str, int] | None = None
         self._duplicates = 0
+        self._train_rows = 0
 
     def apply(self, cleaned: Cleaned) -> None:
         """Take out of the parts what must not be written."""
         for split, part in cleaned.parts.items():
             if split == "test":
                 self._leakage.add_test(part.prompts, [f"{cleaned.path}: row {row}" for row in part.rows])
+                self._compare(split, cleaned.path, part)
                 continue
             repeated = self._seen.repeated(part.texts)
             self._duplicates += len(repeated)
@@ -37,6 +44,13 @@ class Gates:
                 self._leakage.add_leak(part.prompts[position], f"{cleaned.path}: row {part.rows[position]}")
             if self._data.on_leakage == "drop":
                 part.drop(leaked, "leaked")
+            self._compare(split, cleaned.path, part)
+
+    def _compare(self, split: str, path: Path, part: Part) -> None:
+        if split != "test":
+            self._train_rows += len(part.rows)
+        if self._near is not None:
+            self._near.add(split, path, part.rows, part.ends, part.bands)
 
     def require_no_leakage(self) -> None:
         found, rows = self._leakage.leaked_test_rows, self._leakage.test_rows
@@ -48,5 +62,41 @@ class Gates:
                 "Take them out of one file, set data.on_leakage to drop (from train), or raise data.max_leakage.",
             )
 
+    def require_no_near_duplicates(self, files: Mapping[str, BinaryIO]) -> None:
+        """Look for near duplicates in what was written, by split; show those that the params allow.
+
+        Raises:
+            InputError: more of them than data.max_near_duplicates or data.max_near_leakage.
+        """
+        if self._near is None:
+            return
+        duplicates, leaks = self._near.find(files)
+        self._near_record = {
+            "compared": len(self._near),
+            "too_short": self._near.too_short,
+            "duplicates": len(duplicates),
+            "leaked_test_rows": len(leaks),
+        }
+        threshold = f"data.near_threshold: {self._data.near_threshold:g}"
+        repeated = (
+            f"{len(duplicates)} of {self._train_rows} rows of the train file nearly repeat an earlier one ({threshold}):\n{_listed(duplicates)}"
+        )
+        leaked = f"{len(leaks)} of {self._leakage.test_rows} test rows are nearly in the train file ({threshold}):\n{_listed(leaks)}"
+        if _above(self._data.max_near_duplicates, len(duplicates), self._train_rows):
+            raise InputError("data-near-duplicates", f"{repeated}\nTake them out, or raise data.max_near_duplicates; null only counts them.")
+        if _above(self._data.max_near_leakage, len(leaks), self._leakage.test_rows):
+            raise InputError("data-near-leakage", f"{leaked}\nTake them out of one file, or raise data.max_near_leakage; null only counts them.")
+        for shown in [repeated] * bool(duplicates) + [leaked] * bool(leaks):
+            print(shown, flush=True)
+
     def record(self) -> dict[str, Any]:
-        return {"duplicates": self._duplicates, "leakage": {"test_rows": self._leakage.leaked_test_rows}}
+        return {"duplicates": self._duplicates, "leakage": {"test_rows": self._leakage.leaked_test_rows}, "near": self._near_record}
+
+
+def _above(limit: float | None, found: int, rows: int) -> bool:
+    return limit is not None and found > limit * rows
+
+
+def _listed(lines: Sequence[object], limit: int = 10) -> str:
+    more = [f"  and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join([*map(str, lines[:limit]), *more])

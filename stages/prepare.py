@@ -6,12 +6,12 @@ params  data
 """
 
 import argparse
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from tqdm import tqdm
-
 from qlora import command, environment, params
-from qlora.cleaning import SplitCount, clean
+from qlora.cleaning import Cleaned, SplitCount, clean
 from qlora.errors import InputError
 from qlora.gates import Gates
 from qlora.parallel import available_processes
@@ -34,17 +34,27 @@ def prepare(data: DataParams, runtime: RuntimeParams, *, prepared: Path, report:
         outputs = dict(zip(SPLITS, files, strict=True))
         for is_test in (False,) if data.carves_test else (True, False):
             path = Path(data.test_file if is_test else data.train_file)
-            bar = tqdm(desc=path.name, unit=" rows", disable=None if runtime.progress else True, delay=1)
-            for cleaned in clean(path, data, is_test=is_test, processes=available_processes(runtime.num_workers)):
+            batches = clean(path, data, is_test=is_test, processes=available_processes(runtime.num_workers))
+            for cleaned in _with_bar(batches, path.name, progress=runtime.progress):
                 gates.apply(cleaned)
                 for split, part in cleaned.parts.items():
                     counts[split].add(part)
                     outputs[split].write(part.lines)
-                    bar.update(part.rows_in)
-            bar.close()
         _require_rows(counts, data)
         gates.require_no_leakage()
+        gates.require_no_near_duplicates(outputs)
         report_file.write(json_document({**{split: count.record() for split, count in counts.items()}, **gates.record()}))
+
+
+def _with_bar(batches: Iterator[Cleaned], name: str, *, progress: bool) -> Iterator[Cleaned]:
+    """The batches, and how many rows went by."""
+    first = next(batches, None)
+    from tqdm import tqdm  # noqa: PLC0415 - a tenth of a second, in which the processes that make the batches work already
+
+    with tqdm(desc=name, unit=" rows", disable=None if progress else True, delay=1) as bar:
+        for batch in chain([first] if first else [], batches):
+            bar.update(sum(part.rows_in for part in batch.parts.values()))
+            yield batch
 
 
 def _require_rows(counts: dict[str, SplitCount], data: DataParams) -> None:

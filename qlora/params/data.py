@@ -31,6 +31,13 @@ class DataParams(Section):
     """Share of the test rows whose prompt may occur in the train file, but for case, width and white space."""
     on_leakage: Literal["error", "drop"]
     """More than max_leakage ends the run, with the rows; or those rows are dropped from train and validation, never from test."""
+    near_threshold: float | None = Field(gt=0, le=1)
+    """Jaccard similarity of their word pairs from which on two conversations of at least 20 words are near duplicates; system turns don't
+    count. null: none are looked for, which halves the time."""
+    max_near_duplicates: float | None = Field(ge=0, le=1)
+    """Share of the train file's rows that may nearly repeat an earlier one; more ends the run, with the rows. null: they are only counted."""
+    max_near_leakage: float | None = Field(ge=0, le=1)
+    """Share of the test rows that the train file may nearly hold. null: they are only counted."""
 
     @property
     def carves_test(self) -> bool:

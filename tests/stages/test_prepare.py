@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import random
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -266,3 +267,53 @@ def test_tool_turns_are_dropped_and_counted_or_named(tmp_path: Path) -> None:
     assert sum(report[split]["dropped"].get("tool_turn", 0) for split in ("train", "validation")) == 1
     with pytest.raises(InputError, match=r"row 51: tool_turn \(messages\[1\] is a tool turn \('tool'\)\)"):
         run(tmp_path, rows, on_invalid="error")
+
+
+LONG = " ".join(f"word{number}" for number in range(40))
+NEARLY = LONG.replace("word20", "other")
+
+
+def test_near_duplicates_and_near_leaks_are_counted_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [*(row(number) for number in range(50)), said(LONG, "yes"), said(NEARLY, "yes")]
+    made = run(tmp_path, rows, [row(1000), said(LONG.replace("word5 ", "another "), "yes")], num_workers=2)
+    assert made["report"]["near"] == {"compared": 3, "too_short": 51, "duplicates": 1, "leaked_test_rows": 1}
+    assert len(made["train"] + made["validation"]) == 52
+    shown = capfd.readouterr().out
+    assert f"{tmp_path}/train.parquet: row 52 ~ {tmp_path}/train.parquet: row 51 (0.90)" in shown
+    assert f"{tmp_path}/test.parquet: row 2 ~ {tmp_path}/train.parquet: row 51 (0.90)" in shown
+    assert run(tmp_path, rows, near_threshold=None)["report"]["near"] is None
+    assert run(tmp_path, rows, near_threshold=0.95)["report"]["near"]["duplicates"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_near_duplicates": 0.0}, r"data-near-duplicates\] 1 of 52 .*:\n .*train.parquet: row 52 ~ .*train.parquet: row 51 \(0.90\)"),
+        ({"max_near_leakage": 0.49}, r"data-near-leakage\] 1 of 2 .*:\n .*test.parquet: row 2 ~ .*train.parquet: row 51 \(0.90\)"),
+    ],
+)
+def test_near_duplicates_end_the_run_when_asked(tmp_path: Path, changes: dict[str, float], message: str) -> None:
+    rows = [*(row(number) for number in range(50)), said(LONG, "yes"), said(NEARLY, "yes")]
+    test = [row(1000), said(LONG.replace("word5 ", "another "), "yes")]
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, rows, test, **changes)
+    assert not (tmp_path / "prepare.json").exists()
+    assert not list(tmp_path.glob("prepared/*"))
+    run(tmp_path, rows, test, max_near_duplicates=0.02, max_near_leakage=0.5)
+
+
+def test_near_duplicates_are_found_where_the_test_split_is_carved_out(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.sample([f"w{number}" for number in range(2000)], 40)) for _ in range(60)]
+    rows = [said(one, "yes") for one in texts] + [said(f"{one} again", "yes") for one in texts]
+    made = run(tmp_path, rows, test_file=str(tmp_path / "train.parquet"), test_fraction=0.3)
+    prompts = {split: {line["messages"][1]["content"] for line in made[split]} for split in ("train", "validation", "test")}
+    learned = prompts["train"] | prompts["validation"]
+    leaked = sum(any(other in learned for other in (f"{one} again", one.removesuffix(" again"))) for one in prompts["test"])
+    assert made["report"]["near"] == {
+        "compared": 120,
+        "too_short": 0,
+        "duplicates": sum(f"{one} again" in learned and one in learned for one in texts),
+        "leaked_test_rows": leaked,
+    }
+    assert leaked > 0

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlora import duplicates
 from qlora.conversation import Message
-from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, keys_of, normalised
+from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, normalised
+
+
+def keys_of(messages: list[Message]) -> tuple[int, int]:
+    return duplicates.keys_of(messages, [normalised(message["content"]) for message in messages])
 
 
 def talk(*contents: str, system: str | None = None) -> list[Message]:

@@ -1,8 +1,9 @@
 from qlora.conversation import Message
-from qlora.duplicates import KEY_BITS, keys_of
+from qlora.duplicates import KEY_BITS, keys_of, normalised
 from qlora.splits import split_of
 
-KEYS = [keys_of([Message(role="user", content=str(number)), Message(role="assistant", content="x")])[1] for number in range(4000)]
+MESSAGES = [[Message(role="user", content=str(number)), Message(role="assistant", content="x")] for number in range(4000)]
+KEYS = [keys_of(messages, [normalised(message["content"]) for message in messages])[1] for messages in MESSAGES]
 
 
 def share(name: str, validation: float, test: float) -> set[int]:
