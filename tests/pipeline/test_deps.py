@@ -134,3 +134,13 @@ def test_every_output_is_named_in_the_command(stage: str) -> None:
 def test_there_is_one_dvc_yaml() -> None:
     found = [path for path in ROOT.rglob("dvc.yaml") if ".dvc" not in path.parts and ".venv" not in path.parts]
     assert found == [ROOT / "dvc.yaml"]
+
+
+def test_every_plot_names_two_columns_of_its_file() -> None:
+    """Without `x`, dvc draws over the number of the row and calls it by the name of a column."""
+    plots = {path: drawn for stage in STAGES.values() for plot in stage.get("plots", []) for path, drawn in plot.items()}
+    assert len(plots) >= 3
+    for path, drawn in plots.items():
+        header = (ROOT / path).read_text(encoding="utf-8").splitlines()[0].split(",")
+        assert {drawn["x"], drawn["y"]} <= set(header), path
+        assert drawn["title"]
