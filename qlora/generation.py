@@ -1,6 +1,6 @@
 """Answers of a model to prompts: batched, sorted by length, cut where a turn ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,24 +15,36 @@ class Answer:
     text: str
     stopped: bool
     """Whether the model ended its turn, rather than being cut."""
+    tokens: int
+    """Without the one that ended it."""
+
+
+def batches_of(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Numbers of the prompts that are answered together: the longest first, so that little is padded and memory runs out at once or never."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
+    batches: Mapping[int, Sequence[int]],
     params: EvaluateParams,
     *,
+    seed: int,
     stop_ids: Sequence[int],
     context: int,
     done: Callable[[int], object],
-) -> list[Answer]:
-    """One answer per prompt, in the order of the prompts.
+) -> dict[int, Answer]:
+    """The answers to the prompts of these batches, by the number of the prompt.
 
-    Prompts are answered longest first in batches of params.batch_size, padded on the left and masked. A row's answer ends
-    at its first stop token, after max_new_tokens, or where the model's context ends, whatever its batch goes on to do.
+    Prompts of a batch are padded on the left and masked. A row's answer ends at its first stop token, after max_new_tokens, or where the
+    model's context ends, whatever its batch goes on to do. A drawn answer depends on the seed and its batch, not on which other batches
+    this process answers.
 
     Args:
+        batches: Prompts answered together, by the number of the batch.
         stop_ids: Tokens that end an answer.
         context: Most tokens of prompt and answer together.
         done: Called with the number of prompts answered, after each batch.
@@ -50,17 +62,15 @@ def generate(
     )
     # What this config leaves open, generate would take from the model's own: a repetition penalty, say, that no param shows.
     model.generation_config = config
-    torch.manual_seed(params.seed)
     answers: dict[int, Answer] = {}
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    for start in range(0, len(order), params.batch_size):
-        batch = order[start : start + params.batch_size]
+    for number, batch in batches.items():
+        torch.manual_seed((seed << 20) + number)
         new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
         for index, ids in zip(batch, new_ids, strict=True):
             budget = min(params.max_new_tokens, context - len(prompts[index]))
             answers[index] = _answer(tokenizer, ids[:budget], set(stop_ids))
         done(len(batch))
-    return [answers[index] for index in range(len(prompts))]
+    return answers
 
 
 @torch.inference_mode()
@@ -79,4 +89,4 @@ def _generate_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], co
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: set[int]) -> Answer:
     end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
     text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-    return Answer(str(text).strip(), stopped=end is not None)
+    return Answer(str(text).strip(), stopped=end is not None, tokens=len(ids) if end is None else end)

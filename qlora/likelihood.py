@@ -1,8 +1,5 @@
 """How probable a model finds the reference answers."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import Tensor
@@ -13,8 +10,8 @@ from qlora.chat_template import Encoded
 
 
 @torch.inference_mode()
-def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) -> list[float]:
-    """Negative log-likelihood of every assistant turn, its end-of-turn token included, in nats.
+def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) -> list[tuple[float, float]]:
+    """For every assistant turn, in nats, the negative log-likelihood of it with its end-of-turn token, and of that token alone.
 
     One conversation at a time and unpacked, so that no figure depends on a batch; the head runs at supervised places only.
     """
@@ -24,14 +21,4 @@ def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) ->
     before_S = torch.tensor([place - 1 for place in places], device=device)
     logits_BSV: Tensor = model(input_ids=ids_BT, use_cache=False, logits_to_keep=before_S).logits
     losses_S = F.cross_entropy(logits_BSV[0].float(), ids_BT[0, before_S + 1], reduction="none").double()
-    return [float(part.sum()) for part in losses_S.split([end - start for start, end in encoded.spans])]
-
-
-def perplexity(nll: float) -> float:
-    """exp of the mean nats per supervised token; 1.0 is perfect. Beyond what a float holds it is the largest float."""
-    return math.exp(min(nll, 700.0))
-
-
-def mean_nll(nll_sums: Sequence[float], tokens: Sequence[int]) -> float:
-    """Nats per supervised token: the sum of sums over the sum of counts."""
-    return math.fsum(nll_sums) / sum(tokens)
+    return [(float(part.sum()), float(part[-1])) for part in losses_S.split([end - start for start, end in encoded.spans])]

@@ -4,7 +4,6 @@ Method: A. Broder, On the resemblance and containment of documents, 1997; J. Les
 Datasets, chapter 3.
 """
 
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import rensa
 
 from qlora.conversation import Message
 from qlora.duplicates import normalised
+from qlora.words import WORDS
 
 MIN_WORDS = 20
 """Shorter conversations are not compared: a question about another number would be nearly the same."""
@@ -28,9 +28,6 @@ SEED = 1
 BUCKET = 4
 """Earlier rows of one bucket that a row is compared with, so that a million rows made from one form take no million comparisons each."""
 
-# Scripts without spaces between words: each character counts as one. Thai to Tibetan, Myanmar, Khmer, kana, Chinese characters.
-_ALONE = r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-_WORDS = re.compile(rf"{_ALONE}|(?:(?!{_ALONE})[^\W_])+")
 _LETTERS = bytes(code if chr(code).isalnum() else 32 for code in range(128)) + bytes(range(128, 256))
 
 Bands = npt.NDArray[np.uint64]
@@ -52,7 +49,7 @@ def _words(text: bytes) -> list[bytes]:
     if text.isascii():
         return words
     # Only what is not plain is looked at letter by letter: that takes ten times as long.
-    parted = ([word] if word.isascii() else _WORDS.findall(word.decode("utf-8", "surrogatepass")) for word in words)
+    parted = ([word] if word.isascii() else WORDS.findall(word.decode("utf-8", "surrogatepass")) for word in words)
     return [word if isinstance(word, bytes) else word.encode() for found in parted for word in found]
 
 

@@ -75,3 +75,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer.writerows(rows)
     with atomic_writers([path]) as (file,):
         file.write(text.getvalue().encode())
+
+
+def read_points(path: Path) -> list[tuple[float, float]]:
+    """Rows of two numbers under a header, as write_csv writes them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(float(x), float(y)) for x, y in list(csv.reader(file))[1:]]

@@ -1,25 +1,49 @@
 """A model on the test set: the same measurement for the base model and for the adapter."""
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from qlora import base_model
+from qlora import base_model, measures
 from qlora.chat_template import ChatTemplate, Encoded
 from qlora.conversation import Conversation
 from qlora.errors import InputError
-from qlora.generation import generate
-from qlora.likelihood import mean_nll, perplexity, turn_nlls
+from qlora.generation import Answer, batches_of, generate
+from qlora.likelihood import turn_nlls
+from qlora.measures import Prediction
 from qlora.params.evaluate import EvaluateParams
+from qlora.ranks import merged, rank_and_size
 from qlora.scoring import SCORES
 
-Prediction = dict[str, Any]
-"""One line of data/predictions/*.jsonl: one assistant turn of the test set."""
+
+class Measured(NamedTuple):
+    predictions: list[Prediction]
+    """In the order of the test set, turn by turn, seed by seed."""
+    counts: dict[str, int]
+    """Conversations by what became of them."""
+    batches: list[dict[str, Any]]
+    """Turns, as [id of the conversation, number of the turn], that were answered together."""
+
+
+class _Turn(NamedTuple):
+    """One assistant turn of the test set."""
+
+    conversation: Conversation
+    encoded: Encoded
+    number: int
+    place: int
+    """Position of the reference among the messages."""
+    is_last: bool
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.encoded.spans[self.number]
 
 
 def predict(
@@ -30,47 +54,66 @@ def predict(
     device: torch.device,
     *,
     progress: bool,
-) -> tuple[list[Prediction], dict[str, int]]:
+) -> Measured:
     """Every assistant turn, after its true history: how likely its reference is, and what the model answers instead.
 
-    Returns:
-        The predictions in the order of the test set, and the counts of conversations by what became of them.
+    Several processes each score some conversations and answer some batches; each returns the whole.
 
     Raises:
         InputError: a conversation is longer than the model's context and on_too_long is error, or none is left.
     """
     model.eval()
     context = base_model.context_length(model.config)
-    encoded = [template.encode(conversation) for conversation in conversations]
-    whole = [(conversation, row) for conversation, row in zip(conversations, encoded, strict=True) if row is not None]
+    kept, counts = _kept(template, conversations, params, context)
+    turns = [
+        _Turn(conversation, row, number, place, number == len(row.spans) - 1)
+        for conversation, row in kept
+        for number, place in enumerate(conversation.assistant_turns())
+    ]
+    nlls = _nlls(model, [row for _, row in kept], device, progress=progress)
+    asked = [turn for turn in turns if params.turns == "all" or turn.is_last]
+    prompts = [turn.encoded.ids[: turn.span[0]] for turn in asked]
+    batches = batches_of(prompts, params.batch_size)
+    answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
+    predictions = []
+    for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
+        reference = turn.conversation.messages[turn.place]["content"].strip()
+        likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": turn.span[1] - turn.span[0], "bytes": len(reference.encode())}
+        identity = {"id": turn.conversation.id, "turn": turn.number, "category": turn.conversation.category}
+        for seed in params.generation_seeds:
+            answer = next(answers[seed]) if params.turns == "all" or turn.is_last else None
+            predictions.append({**identity, "seed": seed, **likelihood, **_scored(answer, reference)})
+    composition = [
+        {"batch": number, "turns": [[asked[index].conversation.id, asked[index].number] for index in batch]} for number, batch in enumerate(batches)
+    ]
+    return Measured(predictions, counts, composition)
+
+
+def _kept(
+    template: ChatTemplate, conversations: Sequence[Conversation], params: EvaluateParams, context: int
+) -> tuple[list[tuple[Conversation, Encoded]], dict[str, int]]:
+    """Conversations that are measured, as tokens, and counts of all."""
+    chosen = _chosen(conversations, params.num_examples)
+    encoded = [template.encode(conversation) for conversation in chosen]
+    whole = [(conversation, row) for conversation, row in zip(chosen, encoded, strict=True) if row is not None]
     kept = [(conversation, row) for conversation, row in whole if _fits(conversation, row, context, params)]
-    counts = {"conversations": len(conversations), "control_token": len(conversations) - len(whole), "too_long": len(whole) - len(kept)}
+    counts = {
+        "conversations": len(conversations),
+        "not_chosen": len(conversations) - len(chosen),
+        "control_token": len(chosen) - len(whole),
+        "too_long": len(whole) - len(kept),
+    }
     if not kept:
         raise InputError("test-all-dropped", f"no test conversation is left to answer; the model's context is {context} tokens; counts: {counts}")
-    hidden = None if progress else True
-    nlls = [turn_nlls(model, row, device) for _, row in tqdm(kept, desc="likelihood", unit=" conversations", delay=1, disable=hidden)]
-    prompts = [row.ids[:start] for _, row in kept for start, _ in row.spans]
-    with tqdm(total=len(prompts), desc="answers", unit=" turns", delay=1, disable=hidden) as bar:
-        stops = base_model.stop_token_ids(model, template.tokenizer, template.end_of_turn)
-        answers = iter(generate(model, template.tokenizer, prompts, params, stop_ids=stops, context=context, done=bar.update))
-    predictions = []
-    for (conversation, row), turn_sums in zip(kept, nlls, strict=True):
-        for turn, ((start, end), nll_sum, place) in enumerate(zip(row.spans, turn_sums, conversation.assistant_turns(), strict=True)):
-            answer, reference = next(answers), conversation.messages[place]["content"]
-            predictions.append(
-                {
-                    "id": conversation.id,
-                    "turn": turn,
-                    "category": conversation.category,
-                    "nll_sum": nll_sum,
-                    "tokens": end - start,
-                    "bytes": len(reference.encode()),
-                    "answer": answer.text,
-                    "stopped": answer.stopped,
-                    **{name: score(answer.text, reference) for name, score in SCORES.items()},
-                }
-            )
-    return predictions, counts
+    return kept, counts
+
+
+def _chosen(conversations: Sequence[Conversation], num_examples: int | None) -> list[Conversation]:
+    """The conversations of the smallest ids, which are hashes: another row in the file replaces one of them at most."""
+    if num_examples is None or num_examples >= len(conversations):
+        return list(conversations)
+    order = sorted(range(len(conversations)), key=lambda place: (conversations[place].id, place))
+    return [conversations[place] for place in sorted(order[:num_examples])]
 
 
 def _fits(conversation: Conversation, row: Encoded, context: int, params: EvaluateParams) -> bool:
@@ -85,28 +128,61 @@ def _fits(conversation: Conversation, row: Encoded, context: int, params: Evalua
     return False
 
 
+def _nlls(model: PreTrainedModel, rows: Sequence[Encoded], device: torch.device, *, progress: bool) -> list[list[tuple[float, float]]]:
+    rank, size = rank_and_size()
+    own = range(rank, len(rows), size)
+    bar = tqdm(own, desc="likelihood", unit=" conversations", delay=1, disable=None if progress else True)
+    return merged({index: turn_nlls(model, rows[index], device) for index in bar}, len(rows))
+
+
+def _answers(
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    params: EvaluateParams,
+    seed: int,
+    context: int,
+    *,
+    progress: bool,
+) -> list[Answer]:
+    rank, size = rank_and_size()
+    own = {number: batches[number] for number in range(rank, len(batches), size)}
+    stops = base_model.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    with tqdm(total=sum(map(len, own.values())), desc="answers", unit=" turns", delay=1, disable=None if progress else True) as bar:
+        answered = generate(model, template.tokenizer, prompts, own, params, seed=seed, stop_ids=stops, context=context, done=bar.update)
+    return merged(answered, len(prompts))
+
+
+def _scored(answer: Answer | None, reference: str) -> dict[str, Any]:
+    """What is said of an answer; `statistics` are what its scores are values of."""
+    if answer is None:
+        return {"answer": None}
+    found = {name: list(score.statistics(answer.text, reference)) for name, score in SCORES.items()}
+    return {"answer": answer.text, "answer_tokens": answer.tokens, "stopped": answer.stopped, "statistics": found}
+
+
 def summarise(predictions: Sequence[Prediction], counts: Mapping[str, int]) -> dict[str, Any]:
-    """The metrics of one model: likelihood as sums over counts, scores as means over assistant turns, also by category."""
-    by_category = defaultdict(list)
+    """The metrics of one model, overall and by category; with several seeds the standard deviation of each between them."""
+    by_category, by_seed = defaultdict(list), defaultdict(list)
     for prediction in predictions:
         by_category[prediction["category"]].append(prediction)
-    return {
-        **_means(predictions),
-        "counts": {**counts, "turns": len(predictions), "tokens": sum(prediction["tokens"] for prediction in predictions)},
-        "by_category": {category: {**_means(rows), "turns": len(rows)} for category, rows in sorted(by_category.items())},
+        by_seed[prediction["seed"]].append(prediction)
+    (first, *_) = by_seed.values()
+    summary = {
+        **measures.values(predictions),
+        "counts": {**counts, "turns": len(first), "tokens": sum(prediction["tokens"] for prediction in first)},
+        "by_category": {category: {**measures.values(rows), "turns": len(rows) // len(by_seed)} for category, rows in sorted(by_category.items())},
     }
+    if len(by_seed) > 1:
+        each = [measures.values(rows) for rows in by_seed.values()]
+        summary["seed_deviation"] = {name: statistics.stdev(values[name] for values in each) for name in summary if name in measures.MEASURES}
+    return summary
 
 
-def _means(predictions: Sequence[Prediction]) -> dict[str, float]:
-    nll = mean_nll([row["nll_sum"] for row in predictions], [row["tokens"] for row in predictions])
-    means = {name: math.fsum(row[name] for row in predictions) / len(predictions) for name in SCORES}
-    stop_rate = Counter(row["stopped"] for row in predictions)[True] / len(predictions)
-    return {"nll": nll, "perplexity": perplexity(nll), "stop_rate": stop_rate, **means}
-
-
-COMPARED = ("nll", "perplexity", "stop_rate", *SCORES)
-
-
-def deltas(tuned: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    """Tuned minus base for every number that both have."""
-    return {name: tuned[name] - base[name] for name in COMPARED}
+def histogram(predictions: Sequence[Prediction], score: str, bins: int = 20) -> list[tuple[float, int]]:
+    """How many answers have a score from 0 to 1 up to each edge and above the one before; the first edge is 0."""
+    measure = measures.MEASURES[score]
+    values = measure.value(measures.statistics(measure.rows(predictions), measure))
+    counts = Counter(math.ceil(round(float(value) * bins, 9)) for value in values)
+    return [(place / bins, counts[place]) for place in range(bins + 1)]

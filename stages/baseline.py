@@ -1,7 +1,7 @@
 """Measure the base model on the test set, once for every experiment on the same model and test set.
 
 reads   test conversations, the manifest of the base model
-writes  predictions: one line per assistant turn; report: the metrics
+writes  predictions: one line per assistant turn; batches: which turns were answered together; report: the metrics
 params  base_model, chat, evaluate, hardware
 """
 
@@ -16,22 +16,23 @@ from qlora.records import read_jsonl, write_json, write_jsonl
 from qlora.throughput import measured
 
 
-def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, report: Path, throughput: Path) -> None:
+def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, batches: Path, report: Path, throughput: Path) -> None:
     device = hardware.set_up(values.hardware, deterministic=False)
     folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     model = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
     with measured("baseline", throughput, device) as work:
-        answered, counts = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
-        work.count(turns=len(answered))
-    write_jsonl(predictions, answered)
-    write_json(report, test_set.summarise(answered, counts))
+        measured_set = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
+        work.count(turns=len(measured_set.predictions))
+    write_jsonl(predictions, measured_set.predictions)
+    write_jsonl(batches, measured_set.batches)
+    write_json(report, test_set.summarise(measured_set.predictions, measured_set.counts))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("test", "manifests", "predictions", "report", "throughput"):
+    for name in ("test", "manifests", "predictions", "batches", "report", "throughput"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))

@@ -1,7 +1,8 @@
 """Measure the adapter on the test set as `baseline` measured the base model, and compare.
 
-reads   test conversations, adapter, the manifest of the base model, predictions and metrics of the baseline
-writes  predictions: one line per assistant turn; report: the metrics and their differences; page: both models' answers to look at
+reads   test conversations, adapter, the manifest of the base model, predictions and metrics of the baseline, the losses of the training
+writes  predictions: one line per assistant turn; batches: which turns were answered together; report: the metrics and their differences;
+        categories, scores: to be drawn; page: both models' answers to look at
 params  base_model, chat, evaluate, hardware
 """
 
@@ -9,12 +10,16 @@ import argparse
 import json
 from pathlib import Path
 
-from qlora import adapter, base_model, command, environment, hardware, html_report, params, test_set
+from qlora import adapter, base_model, command, comparison, environment, hardware, params, test_set
+from qlora import report as report_page
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
 from qlora.params import Params
-from qlora.records import read_jsonl, write_json, write_jsonl
+from qlora.records import read_jsonl, read_points, write_csv, write_json, write_jsonl
 from qlora.throughput import measured
+
+PLOTTED = ("exact_match", "rouge_l")
+"""Scores drawn by category."""
 
 
 def evaluate(
@@ -25,8 +30,13 @@ def evaluate(
     adapter_folder: Path,
     base_predictions: Path,
     base_report: Path,
+    train_loss: Path,
+    eval_loss: Path,
     predictions: Path,
+    batches: Path,
     report: Path,
+    categories: Path,
+    scores: Path,
     page: Path,
     throughput: Path,
 ) -> None:
@@ -37,18 +47,48 @@ def evaluate(
     base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
     model = adapter.load_adapter(base, adapter_folder)
     with measured("evaluate", throughput, device) as work:
-        answered, counts = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
-        work.count(turns=len(answered))
-    base_metrics = json.loads(base_report.read_text(encoding="utf-8"))
-    tuned_metrics = test_set.summarise(answered, counts)
-    write_jsonl(predictions, answered)
-    write_json(report, {**tuned_metrics, "delta": test_set.deltas(tuned_metrics, base_metrics)})
-    html_report.write(page, conversations, read_jsonl(base_predictions), answered, base_metrics, tuned_metrics)
+        tuned = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
+        work.count(turns=len(tuned.predictions))
+    base_answers = read_jsonl(base_predictions)
+    differences = comparison.compare(base_answers, tuned.predictions)
+    metrics = {**test_set.summarise(tuned.predictions, tuned.counts), "delta": comparison.record(differences)}
+    write_jsonl(predictions, tuned.predictions)
+    write_jsonl(batches, tuned.batches)
+    write_json(report, metrics)
+    write_csv(categories, ["category", *PLOTTED], [[name, *(row.get(score) for score in PLOTTED)] for name, row in metrics["by_category"].items()])
+    write_csv(scores, ["rouge_l", "answers"], test_set.histogram(tuned.predictions, "rouge_l"))
+    report_page.write(
+        page,
+        title=f"{values.base_model.name}: base and tuned model",
+        conversations=conversations,
+        base=base_answers,
+        tuned=tuned.predictions,
+        differences=differences,
+        base_metrics=json.loads(base_report.read_text(encoding="utf-8")),
+        tuned_metrics=metrics,
+        train_loss=read_points(train_loss),
+        eval_loss=read_points(eval_loss),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("test", "manifests", "adapter-folder", "base-predictions", "base-report", "predictions", "report", "page", "throughput"):
+    for name in (
+        "test",
+        "manifests",
+        "adapter-folder",
+        "base-predictions",
+        "base-report",
+        "train-loss",
+        "eval-loss",
+        "predictions",
+        "batches",
+        "report",
+        "categories",
+        "scores",
+        "page",
+        "throughput",
+    ):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))

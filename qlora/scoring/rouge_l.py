@@ -1,28 +1,18 @@
-"""ROUGE-L: F1 of the longest common subsequence of words (Lin, 2004), computed by rouge-score."""
+"""ROUGE-L: F1 of the longest common subsequence of words."""
 
-import re
-from functools import cache
+from typing import Final, Literal
 
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
+from qlora.scoring import rouge
+from qlora.scoring.ratio import ratio as value
 
+__all__ = ["BETTER", "statistics", "value"]
 
-class WordTokenizer(Tokenizer):  # type: ignore[misc]
-    """Lower-case words of any script. The package's own tokenizer knows a-z and 0-9 alone and scores all else as empty."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())
+BETTER: Final[Literal["higher"]] = "higher"
 
 
-@cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], tokenizer=WordTokenizer())
-
-
-def score(answer: str, reference: str) -> float:
-    """Between 0 and 1.
-
-    >>> score("the cat", "the black cat")
-    0.8
+def statistics(answer: str, reference: str) -> list[float]:
     """
-    return float(_scorer().score(reference, answer)["rougeL"].fmeasure)
+    >>> statistics("the cat", "the black cat")
+    [0.8, 1.0]
+    """
+    return rouge.statistics("rougeL", answer, reference)

@@ -12,7 +12,7 @@ from qlora.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-FOLDERS = ("qlora/formats", "qlora/scoring", "qlora/chat_templates")
+FOLDERS = ("qlora/formats", "qlora/scoring", "qlora/chat_templates", "qlora/report")
 """Listed as folders, so that a new file in one of them is a dependency too."""
 
 

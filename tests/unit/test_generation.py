@@ -3,21 +3,28 @@ from typing import Any
 import pytest
 
 from qlora.chat_template import ChatTemplate
-from qlora.generation import generate
+from qlora.generation import batches_of, generate
 from qlora.params import Params
 
 
 def ask(
-    model: Any, tokenizer: Any, texts: list[str], params: Params, *, stop: str = "\n", context: int = 512, **changes: Any
+    model: Any, tokenizer: Any, texts: list[str], params: Params, *, stop: str = "\n", context: int = 512, seed: int = 0, **changes: Any
 ) -> list[tuple[str, bool]]:
     """Answers of the base model in its own plain form."""
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\nResult.\n", add_special_tokens=False)] for text in texts]
     stops = [tokenizer.convert_tokens_to_ids(stop)]
     values = params.evaluate.model_copy(update={"max_new_tokens": 12, **changes})
     done: list[int] = []
-    answers = generate(model, tokenizer, prompts, values, stop_ids=stops, context=context, done=done.append)
+    batches = dict(enumerate(batches_of(prompts, values.batch_size)))
+    answers = generate(model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, done=done.append)
     assert sum(done) == len(texts)
-    return [(answer.text, answer.stopped) for answer in answers]
+    return [(answers[place].text, answers[place].stopped) for place in range(len(texts))]
+
+
+def test_the_longest_prompts_are_answered_first_and_each_once() -> None:
+    prompts = [[0] * length for length in (3, 5, 1, 5, 2)]
+    assert batches_of(prompts, 2) == [[1, 3], [0, 4], [2]]
+    assert batches_of([], 2) == []
 
 
 TEXTS = ['Spell "velat".', "What is 20 + 22?", 'Say "mo" twice.', 'What is the first letter of "dunar"?', "What number comes after 345?"]
@@ -63,3 +70,16 @@ def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, token
 
     tiny_model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
     assert stop_token_ids(tiny_model, tokenizer, template.end_of_turn) == sorted({7, tokenizer.eos_token_id})
+
+
+def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
+    prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\n", add_special_tokens=False)] for text in TEXTS]
+    values = default_params.evaluate.model_copy(update={"do_sample": True, "temperature": 3.0, "top_p": 1.0, "max_new_tokens": 8})
+    batches = dict(enumerate(batches_of(prompts, 2)))
+
+    def drawn(own: dict[int, list[int]]) -> dict[int, str]:
+        made = generate(tiny_model, tokenizer, prompts, own, values, seed=5, stop_ids=[tokenizer.eos_token_id], context=512, done=lambda _: None)
+        return {place: answer.text for place, answer in made.items()}
+
+    shares = [{number: batches[number]} for number in batches]
+    assert drawn(batches) == {place: text for share in reversed(shares) for place, text in drawn(share).items()}

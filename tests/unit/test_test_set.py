@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from qlora import test_set
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation, Message
 from qlora.errors import InputError
+from qlora.generation import Answer
 from qlora.params import Params
 
 
@@ -29,16 +31,52 @@ def predict(model: Any, template: ChatTemplate, params: Params, **changes: Any) 
 def test_every_turn_in_the_order_of_the_test_set_and_what_is_too_long_is_counted(
     tiny_model: Any, template: ChatTemplate, default_params: Params
 ) -> None:
-    predictions, counts = predict(tiny_model, template, default_params)
+    predictions, counts, batches = predict(tiny_model, template, default_params)
     assert [(row["id"], row["turn"], row["category"]) for row in predictions] == [("short", 0, "a"), ("multi", 0, "b"), ("multi", 1, "b")]
-    assert counts == {"conversations": 3, "control_token": 0, "too_long": 1}
+    assert counts == {"conversations": 3, "not_chosen": 0, "control_token": 0, "too_long": 1}
     assert [row["bytes"] for row in predictions] == [1, 1, 8]
     assert predictions[0]["tokens"] == 2
+    assert all(0 < row["stop_nll"] < row["nll_sum"] for row in predictions)
+    assert batches == [{"batch": 0, "turns": [["multi", 1], ["short", 0], ["multi", 0]]}]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_no_figure_depends_on_the_batch(tiny_model: Any, template: ChatTemplate, default_params: Params, batch_size: int) -> None:
-    assert predict(tiny_model, template, default_params, batch_size=batch_size) == predict(tiny_model, template, default_params)
+    small, large = (predict(tiny_model, template, default_params, batch_size=size) for size in (batch_size, 8))
+    assert small.predictions == large.predictions
+    assert len(small.batches) > len(large.batches)
+
+
+def test_the_last_turn_alone_can_be_answered_and_likelihood_stays_that_of_all(
+    tiny_model: Any, template: ChatTemplate, default_params: Params
+) -> None:
+    every, last = (predict(tiny_model, template, default_params, turns=turns) for turns in ("all", "last"))
+    assert [row["answer"] is None for row in last.predictions] == [False, True, False]
+    assert [row["answer"] for row in last.predictions[::2]] == [row["answer"] for row in every.predictions[::2]]
+    summaries = [test_set.summarise(found.predictions, found.counts) for found in (every, last)]
+    assert summaries[0]["nll"] == summaries[1]["nll"]
+    assert summaries[0].keys() == summaries[1].keys()
+
+
+def test_a_stable_few_conversations_are_chosen(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
+    chosen = predict(tiny_model, template, default_params, num_examples=2)
+    # "long" and "multi" have the smallest ids; "long" is too long.
+    assert {row["id"] for row in chosen.predictions} == {"multi"}
+    assert chosen.counts == {"conversations": 3, "not_chosen": 1, "control_token": 0, "too_long": 1}
+    assert predict(tiny_model, template, default_params, num_examples=99).counts["not_chosen"] == 0
+
+
+def test_each_seed_answers_and_their_deviation_is_told(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
+    changes = {"do_sample": True, "temperature": 3.0, "top_p": 1.0, "max_new_tokens": 6}
+    both = predict(tiny_model, template, default_params, generation_seeds=[3, 4], **changes)
+    assert [(row["id"], row["turn"], row["seed"]) for row in both.predictions[:3]] == [("short", 0, 3), ("short", 0, 4), ("multi", 0, 3)]
+    alone = predict(tiny_model, template, default_params, generation_seeds=[4], **changes)
+    assert [row for row in both.predictions if row["seed"] == 4] == alone.predictions
+    summary = test_set.summarise(both.predictions, both.counts)
+    each = [test_set.summarise([row for row in both.predictions if row["seed"] == seed], both.counts) for seed in (3, 4)]
+    assert summary["nll"] == pytest.approx(each[0]["nll"])
+    assert summary["seed_deviation"]["chrf"] == pytest.approx(abs(each[0]["chrf"] - each[1]["chrf"]) / 2**0.5)
+    assert summary["counts"]["turns"] == 3
 
 
 def test_too_long_can_end_the_run(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
@@ -47,12 +85,24 @@ def test_too_long_can_end_the_run(tiny_model: Any, template: ChatTemplate, defau
 
 
 def test_a_summary_divides_sums_by_counts() -> None:
-    def row(category: str, nll_sum: float, tokens: int, exact: float) -> dict[str, Any]:
-        return {"category": category, "nll_sum": nll_sum, "tokens": tokens, "stopped": True, "exact_match": exact, "rouge_l": 0.5}
+    def row(category: str, nll_sum: float, tokens: int, right: bool) -> dict[str, Any]:
+        likelihood = {"nll_sum": nll_sum, "stop_nll": 1.0, "tokens": tokens, "bytes": tokens}
+        said = test_set._scored(Answer("a b c d" if right else "x", stopped=right, tokens=4), "a b c d")
+        return {"id": category, "turn": 0, "seed": 0, "category": category, **likelihood, **said}
 
-    metrics = test_set.summarise([row("a", 20.0, 10, 1.0), row("b", 90.0, 90, 0.0)], {"conversations": 2, "too_long": 0})
+    metrics = test_set.summarise([row("a", 20.0, 10, True), row("b", 90.0, 90, False)], {"conversations": 2, "too_long": 0})
     assert metrics["nll"] == pytest.approx(1.1)
-    assert metrics["exact_match"] == 0.5
+    assert metrics["perplexity"] == pytest.approx(math.exp(1.1))
+    assert metrics["bits_per_byte"] == pytest.approx(108 / 100 / math.log(2))
+    assert metrics["exact_match"] == metrics["stop_rate"] == 0.5
     assert metrics["by_category"]["a"]["nll"] == 2.0
+    assert metrics["by_category"]["a"]["bleu"] == pytest.approx(100)
     assert metrics["counts"] == {"conversations": 2, "too_long": 0, "turns": 2, "tokens": 100}
-    assert test_set.deltas(metrics, {**metrics, "exact_match": 0.125})["exact_match"] == 0.375
+    assert math.isfinite(test_set.summarise([row("a", 1e9, 1, True)], {})["perplexity"])
+
+
+def test_a_histogram_counts_every_answer_once() -> None:
+    texts = ("a b c d", "a b", "x", "a b c d")
+    rows = [test_set._scored(Answer(text, stopped=True, tokens=1), "a b c d") for text in texts]
+    found = dict(test_set.histogram([*rows, {"answer": None}], "rouge_l", bins=4))
+    assert found == {0.0: 1, 0.25: 0, 0.5: 0, 0.75: 1, 1.0: 2}

@@ -1,0 +1,107 @@
+"""Is one model better than another, or is it noise? A paired bootstrap over the conversations of a test set.
+
+Method: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993; P. Koehn, Statistical Significance Tests for Machine Translation
+Evaluation, 2004. Conversations are drawn, not turns: the turns of one conversation are not independent.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from qlora.errors import InputError
+from qlora.measures import MEASURES, Measure, Prediction, statistics
+
+RESAMPLES = 10_000
+SEED = 0
+CHUNK = 5_000_000
+"""Numbers drawn at once."""
+
+Verdict = Literal["better", "worse", "different", "no difference shown"]
+Floats = npt.NDArray[np.float64]
+
+
+class Difference(NamedTuple):
+    """A measure of two models on the same conversations."""
+
+    before: float
+    after: float
+    delta: float
+    """after - before"""
+    low: float
+    high: float
+    """Of the 95 % interval of delta."""
+    p_better: float | None
+    """Share of the resamples in which `after` is better, ties counted half; None where neither direction is."""
+    verdict: Verdict
+
+
+def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamples: int = RESAMPLES) -> dict[str, Difference]:
+    """Every measure of two models' predictions, with intervals.
+
+    Raises:
+        InputError: they are not of the same turns.
+    """
+    clusters = _clusters(before)
+    if clusters.keys() != _clusters(after).keys() or sorted(map(_turn, before)) != sorted(map(_turn, after)):
+        theirs = set(map(_turn, before)) ^ set(map(_turn, after))
+        raise InputError(
+            "compare-unaligned",
+            f"the predictions are not of the same turns: {len(theirs)} stand in one of them alone, such as {sorted(theirs)[:3]}. "
+            "Both must come from the same test set and the same evaluate.num_examples and evaluate.turns.",
+        )
+    sums = {name: (_sums(before, measure, clusters), _sums(after, measure, clusters)) for name, measure in MEASURES.items()}
+    drawn: dict[str, list[Floats]] = {name: [] for name in MEASURES}
+    for weights in _weights(len(clusters), resamples):
+        for name, measure in MEASURES.items():
+            drawn[name].append(measure.value(weights @ sums[name][1]) - measure.value(weights @ sums[name][0]))
+    return {name: _difference(measure, *sums[name], np.concatenate(drawn[name])) for name, measure in MEASURES.items()}
+
+
+def record(differences: Mapping[str, Difference]) -> dict[str, dict[str, float]]:
+    """For metrics: each difference with its interval and the share of resamples in which it is for the better."""
+    fields = ("delta", "low", "high", "p_better")
+    return {
+        name: {field: getattr(difference, field) for field in fields if getattr(difference, field) is not None}
+        for name, difference in differences.items()
+    }
+
+
+def _turn(row: Prediction) -> tuple[str, int]:
+    return row["id"], row["turn"]
+
+
+def _clusters(rows: Sequence[Prediction]) -> dict[str, int]:
+    """Number of each conversation, in an order that both sides share."""
+    return {name: place for place, name in enumerate(sorted({row["id"] for row in rows}))}
+
+
+def _sums(rows: Sequence[Prediction], measure: Measure, clusters: dict[str, int]) -> Floats:
+    """(conversations, statistics)"""
+    rows = measure.rows(rows)
+    found = statistics(rows, measure)
+    sums = np.zeros((len(clusters), found.shape[1]))
+    np.add.at(sums, [clusters[row["id"]] for row in rows], found)
+    return sums
+
+
+def _weights(count: int, resamples: int) -> Iterator[Floats]:
+    """(some resamples, count): how often each conversation is drawn; `resamples` rows in all."""
+    rng = np.random.default_rng(SEED)
+    step = max(1, CHUNK // count)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+
+
+def _difference(measure: Measure, before: Floats, after: Floats, drawn: Floats) -> Difference:
+    values = float(measure.value(before.sum(0))), float(measure.value(after.sum(0)))
+    low, high = (float(edge) for edge in np.quantile(drawn, (0.025, 0.975)))
+    p_higher = float(np.mean(drawn > 0) + np.mean(drawn == 0) / 2)
+    p_better = {"higher": p_higher, "lower": 1 - p_higher, "neither": None}[measure.better]
+    verdict: Verdict = "no difference shown"
+    if low > 0 or high < 0:
+        verdict = "different" if p_better is None else "better" if p_better > 0.5 else "worse"
+    return Difference(*values, values[1] - values[0], low, high, p_better, verdict)

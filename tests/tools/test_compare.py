@@ -1,0 +1,109 @@
+"""Two revisions of a real repository, read from DVC's cache."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora.generation import Answer
+from qlora.records import write_jsonl
+from qlora.test_set import _scored
+from tests.pipeline.clone import ENVIRONMENT
+from tools.compare import PREDICTIONS, WORSE
+
+ROOT = Path(__file__).parents[2]
+
+
+def answers(right: int, count: int = 40) -> list[dict[str, Any]]:
+    """Of `count` answers the first `right` are the reference."""
+    return [
+        {
+            "id": f"{place:04}",
+            "turn": 0,
+            "category": "c",
+            "seed": 0,
+            **{"nll_sum": 2.0 + place / 100 + (place >= right), "stop_nll": 0.5, "tokens": 4, "bytes": 9},
+            **_scored(Answer(f"answer {place}" if place < right else "no", stopped=True, tokens=2), f"answer {place}"),
+        }
+        for place in range(count)
+    ]
+
+
+def run(folder: Path, *command: str, expected: int = 0) -> str:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == expected, done.stdout
+    return done.stdout
+
+
+def compare(folder: Path, *arguments: str, expected: int = 0) -> str:
+    return run(folder, sys.executable, "-m", "tools.compare", *arguments, expected=expected)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tags `few`, `many` and `shorter`; the workspace is as `many`."""
+    folder = tmp_path_factory.mktemp("repository")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "init", "--quiet")
+    for tag, made in (("few", answers(10)), ("shorter", answers(10, count=39)), ("many", answers(35))):
+        (folder / PREDICTIONS).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / PREDICTIONS, made)
+        run(folder, "dvc", "add", "--quiet", str(PREDICTIONS))
+        run(folder, "git", "add", "--all")
+        run(folder, "git", "commit", "--quiet", "--message", tag)
+        run(folder, "git", "tag", tag)
+    return folder
+
+
+def verdicts(shown: str) -> dict[str, str]:
+    """By measure, from the table."""
+    lines = [line for line in shown.splitlines() if " to " in line]
+    return {line.split()[0]: line.split(" to ")[1].split(maxsplit=1)[1] for line in lines}
+
+
+def test_a_revision_shows_no_difference_to_itself(repository: Path) -> None:
+    assert set(verdicts(compare(repository, "few", "few")).values()) == {"no difference shown"}
+    assert set(verdicts(compare(repository, "many")).values()) == {"no difference shown"}
+
+
+def test_better_and_worse_are_said_and_can_set_the_exit_code(repository: Path) -> None:
+    shown = compare(repository, "few", "many")
+    assert "40 conversations, 40 answers" in shown
+    found = verdicts(shown)
+    assert found["exact_match"] == found["nll"] == found["chrf"] == "better"
+    assert found["stop_rate"] == "no difference shown"
+    assert found["length_ratio"] == "different"
+    assert verdicts(compare(repository, "many", "few"))["exact_match"] == "worse"
+    assert "worse: exact_match, nll" in compare(
+        repository, "many", "few", "--fail-if-worse", "exact_match", "--fail-if-worse", "nll", "--fail-if-worse", "stop_rate", expected=WORSE
+    )
+    compare(repository, "few", "many", "--fail-if-worse", "exact_match")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("few", "shorter"), "compare-unaligned"),
+        (("few", "nothing"), "compare-revision"),
+        (("few", "--fail-if-worse", "beauty"), "compare-score"),
+    ],
+)
+def test_what_can_not_be_compared_is_named(repository: Path, arguments: tuple[str, ...], code: str) -> None:
+    shown = compare(repository, *arguments, expected=2)
+    assert f"error: [{code}]" in shown
+    assert "Traceback" not in shown
+
+
+def test_answers_that_are_not_at_hand_say_how_to_get_them(repository: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "--quiet", str(repository), "clone")
+    assert "[compare-missing]" in compare(tmp_path / "clone", "few", "many", expected=2)
+    assert "[compare-missing]" in compare(tmp_path / "clone", "workspace", expected=2)
+
+
+def test_answers_of_an_older_version_are_named(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / PREDICTIONS).parent.mkdir(parents=True)
+    write_jsonl(tmp_path / PREDICTIONS, [{"id": "1", "turn": 0, "exact_match": 1.0}])
+    assert "[compare-format]" in compare(tmp_path, "workspace", expected=2)

@@ -1,0 +1,119 @@
+"""Intervals that hold what they say, and verdicts that follow from them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qlora import comparison
+from qlora.comparison import compare
+from qlora.errors import InputError
+from qlora.generation import Answer
+from qlora.measures import MEASURES, Prediction
+from qlora.test_set import _scored
+
+
+def predictions(answers: list[str], references: list[str], nlls: list[float] | None = None, turns: int = 1) -> list[Prediction]:
+    """`turns` turns of each conversation."""
+    rows: list[Prediction] = []
+    for place, (answer, reference) in enumerate(zip(answers, references, strict=True)):
+        nll = nlls[place] if nlls else 4.0
+        likelihood = {"nll_sum": nll, "stop_nll": 0.5, "tokens": 4, "bytes": 7}
+        identity = {"id": f"{place // turns:04}", "turn": place % turns, "category": "c", "seed": 0}
+        rows.append({**identity, **likelihood, **_scored(Answer(answer, stopped=True, tokens=4), reference)})
+    return rows
+
+
+REFERENCES = [f"the answer is {number}" for number in range(60)]
+WRONG = [f"the answer was {number + 1}" for number in range(60)]
+
+
+def test_the_same_answers_show_no_difference() -> None:
+    for found in compare(predictions(WRONG, REFERENCES), predictions(WRONG, REFERENCES), resamples=200).values():
+        assert (found.delta, found.low, found.high, found.verdict) == (0, 0, 0, "no difference shown")
+        assert found.p_better in (0.5, None)
+
+
+def test_right_answers_are_better_than_wrong_ones_and_the_other_way_round_worse() -> None:
+    nlls = list(np.random.default_rng(0).normal(3, 0.1, 60))
+    forth = compare(predictions(WRONG, REFERENCES), predictions(REFERENCES, REFERENCES, nlls), resamples=500)
+    back = compare(predictions(REFERENCES, REFERENCES, nlls), predictions(WRONG, REFERENCES), resamples=500)
+    for name in ("nll", "perplexity", "bits_per_byte", "exact_match", "token_f1", "rouge_l", "chrf", "bleu"):
+        assert (forth[name].verdict, back[name].verdict) == ("better", "worse"), name
+        assert forth[name].delta == -back[name].delta
+        assert (forth[name].p_better, back[name].p_better) == (1, 0)
+        assert forth[name].low <= forth[name].delta <= forth[name].high
+    assert forth["exact_match"][:3] == (0, 1, 1)
+
+
+def test_a_measure_without_direction_is_different_at_most() -> None:
+    longer = [f"{answer} and so on" for answer in WRONG]
+    found = compare(predictions(WRONG, REFERENCES), predictions(longer, REFERENCES), resamples=200)["length_ratio"]
+    assert found.verdict == "different"
+    assert found.p_better is None
+
+
+def test_few_changed_answers_of_many_show_no_difference() -> None:
+    changed = [*REFERENCES[:2], *WRONG[2:]]
+    found = compare(predictions(WRONG, REFERENCES), predictions(changed, REFERENCES), resamples=2000)["exact_match"]
+    assert found.delta == pytest.approx(2 / 60)
+    assert found.low == 0
+    assert found.verdict == "no difference shown"
+
+
+def test_turns_of_one_conversation_are_drawn_together() -> None:
+    """Twenty turns that are right or wrong together say no more than three conversations do."""
+    answers = [*REFERENCES[:40], *WRONG[40:]]
+    alone, together = (
+        compare(predictions(WRONG, REFERENCES, turns=turns), predictions(answers, REFERENCES, turns=turns), resamples=2000)["exact_match"]
+        for turns in (1, 20)
+    )
+    assert alone.delta == together.delta
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_the_order_of_the_rows_makes_no_difference() -> None:
+    before, after = predictions(WRONG, REFERENCES), predictions(REFERENCES, REFERENCES)
+    assert compare(before, after[::-1], resamples=100) == compare(before, after, resamples=100)
+
+
+def test_other_turns_are_refused() -> None:
+    with pytest.raises(InputError, match=r"compare-unaligned\] .* 1 stand in one of them alone, such as \[\('0059', 0\)\]"):
+        compare(predictions(WRONG, REFERENCES), predictions(WRONG[:-1], REFERENCES[:-1]), resamples=10)
+
+
+@pytest.mark.parametrize("kind", ["normal", "binary", "ratio"])
+def test_the_interval_holds_the_truth_in_95_of_100_experiments(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Experiments with a known difference; 1,500 of them give the coverage to 1.1 % (two standard errors)."""
+    rng = np.random.default_rng(1)
+    held, truth, count = 0, 0.0, 150
+    measure = MEASURES["nll"]
+    for experiment in range(1500):
+        monkeypatch.setattr(comparison, "SEED", experiment)
+        if kind == "normal":
+            before, after, truth = rng.normal(0, 1, (count, 1)), rng.normal(0.2, 1.5, (count, 1)), 0.2
+        elif kind == "binary":
+            before = rng.random((count, 1)) < 0.4
+            after, truth = np.where(rng.random((count, 1)) < 0.8, before, rng.random((count, 1)) < 0.7), 0.2 * (0.7 - 0.4)
+        else:
+            lengths = rng.integers(1, 40, (count, 1))
+            before, after = (np.hstack([lengths * rng.normal(mean, 0.3, (count, 1)), lengths]) for mean in (2.0, 1.9))
+            truth = -0.1
+        sums = [side if kind == "ratio" else np.hstack([side, np.ones((count, 1))]) for side in (before, after)]
+        drawn = np.concatenate([measure.value(weights @ sums[1]) - measure.value(weights @ sums[0]) for weights in comparison._weights(count, 1000)])
+        found = comparison._difference(measure, sums[0], sums[1], drawn)
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / 1500 <= 0.97
+
+
+def test_every_resample_draws_as_many_conversations_as_there_are() -> None:
+    weights = np.concatenate(list(comparison._weights(50, 300)))
+    assert weights.shape == (300, 50)
+    assert (weights.sum(1) == 50).all()
+    assert weights.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_record_holds_what_metrics_can_show() -> None:
+    record: dict[str, Any] = comparison.record(compare(predictions(WRONG, REFERENCES), predictions(REFERENCES, REFERENCES), resamples=50))
+    assert record["exact_match"] == {"delta": 1, "low": 1, "high": 1, "p_better": 1}
+    assert set(record["length_ratio"]) == {"delta", "low", "high"}
