@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from peft import PeftModel
@@ -29,7 +30,11 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
     template.tokenizer.save_pretrained(partial)
-    template.require_same(ChatTemplate(load_tokenizer(partial), ChatParams(template="model", on_control_tokens="error")))
+    try:
+        _require_same(template, partial)
+    except InputError:
+        shutil.rmtree(partial)
+        raise
     (partial / "README.md").unlink(missing_ok=True)
     config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = f"models/base/{base_name}"
@@ -37,6 +42,17 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
     write_json(partial / CONFIG, config)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def require_saveable(template: ChatTemplate) -> None:
+    """Raises InputError when the tokenizer, saved and loaded again, gives other tokens: known before the training rather than after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        template.tokenizer.save_pretrained(folder)
+        _require_same(template, Path(folder))
+
+
+def _require_same(template: ChatTemplate, folder: Path) -> None:
+    template.require_same(ChatTemplate(load_tokenizer(folder), ChatParams(template="model", on_control_tokens="error")))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

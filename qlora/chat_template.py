@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,20 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         self._policy = chat.on_control_tokens
-        # all_special_tokens would be the named ones alone: Llama 3 has 250 more.
-        self._control = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._control_pattern = _any_of(self._control)
         tokenizer.chat_template = _own_template(tokenizer) if chat.template == "model" else _template_file(chat.template)
-        self._delimiters = _any_of(self._plain_delimiters())
-        if self._policy == "escape" and self._delimiters:
+        between = self._between_turns()
+        # all_special_tokens would be the named ones alone: Llama 3 has 250 more. And a template may use a token that is not special.
+        added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+        structural = [content for content in added if any(content in text for text in between)]
+        self._control = {content: number for content, (number, special) in added.items() if special or content in structural}
+        self._control_pattern = _any_of(self._control)
+        self._delimiters = self._plain_delimiters(between)
+        if self._policy == "escape" and (self._delimiters or not all(added[content][1] for content in structural)):
+            parts = self._delimiters.pattern if self._delimiters else ", ".join(structural)
             raise InputError(
                 "chat-escape",
-                f"chat.on_control_tokens: escape does not suit chat.template: {chat.template}, whose turns begin with plain text "
-                f"({self._delimiters.pattern}), which no tokenizer can tell from what a person wrote: choose error or drop",
+                f"chat.on_control_tokens: escape does not suit chat.template: {chat.template}, whose turns are parted by what no tokenizer can tell "
+                f"from what a person wrote ({parts}): choose error or drop",
             )
         self.end_of_turn = self._check_gates()
         self._choose_pad()
@@ -94,8 +99,8 @@ class ChatTemplate:
             )
         return encoded
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids after which the model writes its next turn."""
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids after which the model writes its next turn; texts in the messages are taken as they are."""
         return self._apply(messages, add_generation_prompt=True)["input_ids"]
 
     def _forgery(self, messages: Sequence[Message]) -> tuple[str, str] | None:
@@ -109,8 +114,31 @@ class ChatTemplate:
         return None
 
     def _render(self, messages: Sequence[Message]) -> Encoded:
-        rendered = self._apply(messages, return_assistant_tokens_mask=True)
-        return Encoded(rendered["input_ids"], spans_of(rendered["assistant_masks"]))
+        text, answers = self._text(messages)
+        cuts = [edge for answer in answers for edge in answer]
+        pieces = [self._ids(text[start:end]) for start, end in pairwise((0, *cuts, len(text)))]
+        whole, apart = self._ids(text), [number for piece in pieces for number in piece]
+        edges = list(accumulate(map(len, pieces)))[:-1]
+        if whole != apart:
+            # Either this tokenizer begins every text with a space of its own, and what stands before an edge is the same without the rest ...
+            before = [self._ids(text[:cut]) for cut in cuts]
+            if all(whole[: len(ids)] == ids for ids in before):
+                edges = list(map(len, before))
+            # ... or an answer's first characters and the prompt's last became one token, which no prompt to answer ends with.
+            elif self.tokenizer.decode(apart) == self.tokenizer.decode(whole):
+                whole = apart
+            else:
+                raise InputError(
+                    "chat-prompt",
+                    f"an answer in {text[:200]!r} shares a token with the prompt before it, and this tokenizer can't part them: take white "
+                    "space at the beginning of answers out of the raw data, or let the chat template trim it",
+                )
+        return Encoded(whole, list(zip(edges[::2], edges[1::2], strict=True)))
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer: Any = self.tokenizer
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     def _render_escaped(self, messages: Sequence[Message]) -> Encoded:
         """Like `_render`, but control tokens in the messages are tokenised as the text that they are.
@@ -172,17 +200,37 @@ class ChatTemplate:
         with _template_errors(messages):
             return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
 
-    def _plain_delimiters(self) -> list[str]:
-        """What the template puts between turns where that is plain text: a person could write it too.
+    def _between_turns(self) -> list[str]:
+        """What the template writes before each turn of a conversation, the system's too where it knows one."""
+        turns = [Message(role=("user", "assistant")[number % 2], content=MARK.format(number)) for number in range(4)]
+        texts = []
+        for opening in ([Message(role="system", content=MARK.format(9))], []):
+            try:
+                texts += re.split(MARK.format(r"\d+"), self._text([*opening, *turns])[0])[:-1]
+            except InputError:
+                if not opening:
+                    raise
+        return texts
 
-        A template whose every turn is opened or closed by a control token on the way to the next has none.
+    def _plain_delimiters(self, between: Sequence[str]) -> re.Pattern[str] | None:
+        """Plain text by which turns are parted, such as "\\n\\nHuman:": a person could write it too.
+
+        A bare word after a control token, as in <|im_start|>user, is none: without that token it parts nothing.
         """
-        probe = [Message(role=("user", "assistant")[number % 2], content=MARK.format(number)) for number in range(4)]
-        between = re.split(MARK.format(r"\d+"), self._text(probe)[0])[:-1]
-        if all(self._control_pattern and self._control_pattern.search(text) for text in between[1:]):
-            return []
-        ends = [self._control_pattern.split(text)[-1].rstrip() if self._control_pattern else text.rstrip() for text in between]
-        return sorted({end for end in ends if end.strip()})
+        found: dict[str, str] = {}
+        for text in between:
+            pieces = self._control_pattern.split(text) if self._control_pattern else [text]
+            for place, piece in enumerate(pieces):
+                core = piece.strip()
+                if core and not (place and core.isalpha()):
+                    found[core] = piece[: len(piece) - len(piece.lstrip())]
+        # Where a header ends in the white space that a delimiter begins with, a message that opens with the delimiter forges it.
+        ends = [text[len(text.rstrip()) :] for text in between]
+        parts = [
+            rf"(?:\A|{re.escape(space)})" + re.escape(core) if any(end.endswith(space) for end in ends) else re.escape(space + core)
+            for core, space in found.items()
+        ]
+        return re.compile("|".join(sorted(parts, key=len, reverse=True))) if parts else None
 
     def _check_gates(self) -> int:
         """The token that ends every answer, after the template was tried on a conversation of its own.
@@ -208,7 +256,7 @@ class ChatTemplate:
                 f"the chat template writes {both.ids.count(bos)} BOS tokens ({self.tokenizer.bos_token!r}), expected one: {self._names(both.ids)}",
             )
         for messages, encoded, span in ((probe[:1], first, 0), (probe, both, 1)):
-            prompt, trained = self.prompt(messages), encoded.ids[: encoded.spans[span][0]]
+            prompt, trained = self._prompt(messages), encoded.ids[: encoded.spans[span][0]]
             if prompt != trained:
                 raise InputError(
                     "chat-prompt",
@@ -224,12 +272,17 @@ class ChatTemplate:
         return ends.pop()
 
     def _choose_pad(self) -> None:
-        """Pad with a token that no answer ends with, where the tokenizer has one. Padding is masked by position, so any token will do."""
+        """Pad with a token that no answer holds, where the tokenizer has one.
+
+        Padding is masked by position; a token that is learned as well would still confuse other programs.
+        """
         tokenizer: Any = self.tokenizer
         if tokenizer.pad_token_id not in (None, self.end_of_turn):
             return
-        named = [token for token in (tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token) if token is not None]
-        fitting = [token for token in [*named, *self._control] if self._control.get(token) != self.end_of_turn]
+        used = "".join(self._between_turns())
+        unused = [token for token in self._control if token not in used and token != tokenizer.unk_token]
+        candidates = [*unused, tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token]
+        fitting = [token for token in candidates if token is not None and self._control.get(token) != self.end_of_turn]
         tokenizer.pad_token = fitting[0] if fitting else tokenizer.eos_token
 
     def require_same(self, saved: "ChatTemplate") -> None:
@@ -299,7 +352,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
         template = template.get("default")
     if not template:
         raise InputError("chat-no-template", "the base model has no chat template: set chat.template to vicuna, or choose an instruct model")
-    if "generation" in template and "endgeneration" in template:
+    if "endgeneration" in template:
         return str(template)
     from trl.chat_template_utils import get_training_chat_template  # noqa: PLC0415 - five seconds that most runs need not pay
 

@@ -145,11 +145,11 @@ def _clean_row(
     except UnsupportedTurnError as error:
         reason, detail = error.reason, f" ({error})"
     except ValueError as error:
-        hint = _looks_like([name for name in recognised(list(row), row) if name != data.format])
-        raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits{hint}") from None
+        raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits") from None
     texts = [normalised(message["content"]) for message in messages]
     text, prompt = keys_of(messages, texts)
-    split = "test" if is_test else split_of(prompt, validation=data.validation_fraction, test=data.carved_fraction)
+    # A row without a text has no prompt to go by: it counts for train.
+    split = "test" if is_test else split_of(prompt, validation=data.validation_fraction, test=data.carved_fraction) if messages else "train"
     part = parts.get(split) or parts.setdefault(split, Part())
     part.rows_in += 1
     if reason is None:

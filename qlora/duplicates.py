@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import xxhash
 
@@ -12,6 +13,7 @@ KEY_BITS = 60
 different ones share a key with probability 4e-5."""
 
 
+MOST_FILES = 1 << 24
 _PLAIN = bytes(32 if chr(code).isspace() else ord(chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
 _OTHER_SPACES = [space.encode() for space in ("\u0085", "\u1680", "\u2028", "\u2029")]
 """White space beyond ASCII that NFKC leaves as it is."""
@@ -78,31 +80,51 @@ class Leakage:
     """Prompts of the test split that the train file holds too."""
 
     def __init__(self) -> None:
-        self.test_rows = 0
-        self._places: dict[int, list[str]] = {}
-        self._found: dict[int, str] = {}
+        self._rows: dict[int, int] = {}
+        """First test row of each prompt."""
+        self._more: dict[int, list[int]] = {}
+        """Its other test rows."""
+        self._found: dict[int, int] = {}
+        """First train row of each prompt that leaked."""
+        self._paths: list[Path] = []
 
-    def add_test(self, prompts: Sequence[int], places: Sequence[str]) -> None:
-        self.test_rows += len(prompts)
-        for prompt, place in zip(prompts, places, strict=True):
-            self._places.setdefault(prompt, []).append(place)
+    def add_test(self, prompts: Sequence[int], rows: Sequence[int], path: Path) -> None:
+        for prompt, row in zip(prompts, rows, strict=True):
+            place = self._place(row, path)
+            if prompt in self._rows:
+                self._more.setdefault(prompt, []).append(place)
+            else:
+                self._rows[prompt] = place
 
     def leaked(self, prompts: Sequence[int]) -> list[int]:
         """Positions of the prompts that the test split holds."""
-        if self._places.keys().isdisjoint(prompts):
+        if self._rows.keys().isdisjoint(prompts):
             return []
-        return [position for position, prompt in enumerate(prompts) if prompt in self._places]
+        return [position for position, prompt in enumerate(prompts) if prompt in self._rows]
 
-    def add_leak(self, prompt: int, place: str) -> None:
+    def add_leak(self, prompt: int, row: int, path: Path) -> None:
         """Remember where the train file holds a prompt of the test split."""
-        self._found.setdefault(prompt, place)
+        self._found.setdefault(prompt, self._place(row, path))
 
     @property
     def leaked_test_rows(self) -> int:
-        return sum(len(self._places[prompt]) for prompt in self._found)
+        return sum(1 + len(self._more.get(prompt, ())) for prompt in self._found)
 
     def listed(self, limit: int = 10) -> str:
-        """One line per leaked prompt: its rows in the test file and its first row in the train file."""
-        lines = [f"  {', '.join(self._places[prompt])} = {place}" for prompt, place in self._found.items()]
-        more = [f"  and {len(lines) - limit} more"] if len(lines) > limit else []
-        return "\n".join(lines[:limit] + more)
+        """One line for each of the first prompts: its rows in the test file and its first row in the train file."""
+        lines = [
+            f"  {', '.join(map(self._label, (self._rows[prompt], *self._more.get(prompt, ()))))} = {self._label(place)}"
+            for prompt, place in list(self._found.items())[:limit]
+        ]
+        more = [f"  and {len(self._found) - limit} more"] if len(self._found) > limit else []
+        return "\n".join(lines + more)
+
+    def _place(self, row: int, path: Path) -> int:
+        """Row and file as one small number."""
+        if not self._paths or self._paths[-1] != path:
+            self._paths.append(path)
+        return row * MOST_FILES + len(self._paths) - 1
+
+    def _label(self, place: int) -> str:
+        row, file = divmod(place, MOST_FILES)
+        return f"{self._paths[file]}: row {row}"

@@ -21,12 +21,12 @@ IGNORE_INDEX = -100
 class Example:
     ids: list[int]
     labels: list[int]
-    """The same length as ids; IGNORE_INDEX where a token is not learned."""
+    """The same length as ids; IGNORE_INDEX where a token is not learned, as the first never is: nothing predicts it."""
 
     @property
     def supervised(self) -> int:
-        """Tokens that the loss counts; the first of a row is predicted by nothing."""
-        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+        """Tokens that the loss counts."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
 
 
 @dataclass(slots=True)
@@ -93,9 +93,8 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
                 f"{split} conversation {conversation.id} has {len(encoded.ids)} tokens, sequence.max_length is {sequence.max_length}: "
                 "raise it, or set sequence.on_too_long to drop, truncate or split",
             )
-        _add(made, encoded, sequence)
-        pad = template.tokenizer.pad_token_id
-        if made.examples and pad in made.examples[-1].labels:
+        new = _add(made, encoded, sequence)
+        if any(template.tokenizer.pad_token_id in example.labels for example in new):
             raise InputError(
                 "chat-pad",
                 f"{split} conversation {conversation.id} teaches the model to write its pad token {template.tokenizer.pad_token!r}: "
@@ -109,8 +108,8 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
     return made
 
 
-def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> None:
-    """Put the conversation's examples into the split and account for each of its tokens."""
+def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> list[Example]:
+    """Put the conversation's examples into the split, account for each of its tokens, and return them."""
     length = len(encoded.ids)
     made.lengths.append(length)
     labels = _assistant_labels(encoded) if sequence.assistant_only_loss else encoded.ids
@@ -119,11 +118,10 @@ def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> None
     if not kept:
         made.dropped["no_answer_left" if pieces else "too_long"] += 1
         made.dropped_tokens += length
-        return
-    for start, end in kept:
-        # What begins a later piece was learned at the end of the one before.
-        first = [IGNORE_INDEX] if start else labels[:1]
-        made.examples.append(Example(encoded.ids[start:end], [*first, *labels[start + 1 : end]]))
+        return []
+    # What begins a later piece was learned at the end of the one before.
+    new = [Example(encoded.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]]) for start, end in kept]
+    made.examples += new
     repeated = sum(piece[0] < before[1] for before, piece in pairwise(kept))
     made.cut += kept != [(0, length)]
     made.repeated_tokens += repeated
@@ -132,6 +130,7 @@ def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> None
         # A piece learns the tokens after its first.
         made.answers += any(start < answer_end - 1 and answer < end for start, end in kept)
         made.ends += any(start < answer_end - 1 < end for start, end in kept)
+    return new
 
 
 def _pieces(length: int, sequence: SequenceParams) -> list[tuple[int, int]]:
@@ -174,19 +173,33 @@ def length_histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def show(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The example's text with what is supervised between ⟦ and ⟧."""
+    """The example's text with what is supervised between ⟦ and ⟧, and what would steer a terminal spelled out."""
     parts = []
     inside = False
-    for start, token, label in zip(range(len(example.ids)), example.ids, example.labels, strict=True):
+    for text, label in zip(token_texts(example.ids, tokenizer), example.labels, strict=True):
         supervised = label != IGNORE_INDEX
         if supervised != inside:
             parts.append("⟦" if supervised else "⟧")
             inside = supervised
-        parts.append(_text(tokenizer, example.ids[:start], token))
+        parts.append(text)
     return "".join(parts) + ("⟧" if inside else "")
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], token: int) -> str:
-    """What this token adds to the text: decoded alone, a token loses its leading space under some tokenizers."""
-    start = tokenizer.decode(list(before))
-    return str(tokenizer.decode([*before, token]))[len(start) :]
+def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token adds to the text. A token that ends within a character adds nothing, and the one that completes it all of it."""
+    texts = []
+    # Decoded alone, a token may lose its leading space, so each is decoded after those of the text before it.
+    before = begin = 0
+    for place in range(len(ids)):
+        known = str(tokenizer.decode(list(ids[before:begin])))
+        text = str(tokenizer.decode(list(ids[before : place + 1])))
+        whole = not text.endswith("\ufffd") or place == len(ids) - 1
+        texts.append(visible(text[len(known) :]) if whole else "")
+        if whole:
+            before, begin = begin, place + 1
+    return texts
+
+
+def visible(text: str) -> str:
+    """The text with what would steer a terminal spelled out."""
+    return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)

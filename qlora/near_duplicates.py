@@ -104,7 +104,8 @@ class Pair(NamedTuple):
 
 
 class NearDuplicates:
-    """Rows of all splits that are long enough to compare; about 200 bytes each at a threshold of 0.8."""
+    """Rows of all splits that are long enough to compare; about 200 bytes each at a threshold of 0.8, and for a moment up to 1,000 where
+    most are made from one form and share bands."""
 
     def __init__(self, threshold: float) -> None:
         self.too_short = 0
@@ -112,7 +113,7 @@ class NearDuplicates:
         self._bands = bytearray()
         self._rows = array("Q")
         self._offsets = array("Q")
-        self._sources = array("H")
+        self._sources = array("L")
         self._places: list[tuple[str, Path]] = []
         self._written: dict[str, int] = {}
 
@@ -127,11 +128,11 @@ class NearDuplicates:
             ends: Where each ends, from the first on.
             bands: Their keys, or nothing where a conversation is too short.
         """
-        if (split, path) not in self._places:
+        if not self._places or self._places[-1] != (split, path):
             self._places.append((split, path))
-        source = self._places.index((split, path))
+        source = len(self._places) - 1
         written = self._written.get(split, 0)
-        for start, row, keys in zip((0, *ends), rows, bands, strict=False):
+        for start, row, keys in zip((0, *ends[:-1])[: len(ends)], rows, bands, strict=True):
             if not keys:
                 self.too_short += 1
                 continue
@@ -149,9 +150,9 @@ class NearDuplicates:
         """
         if not self._rows:
             return [], []
-        sources = np.frombuffer(self._sources, dtype=np.uint16)
-        paths = list(dict.fromkeys(path for _, path in self._places))
-        numbers = np.array([paths.index(path) for _, path in self._places])[sources]
+        sources = np.frombuffer(self._sources, dtype=np.dtype("L"))
+        numbers_of = {path: number for number, path in enumerate(dict.fromkeys(path for _, path in self._places))}
+        numbers = np.array([numbers_of[path] for _, path in self._places])[sources]
         # In the order of the raw files; they came a batch at a time, split by split.
         order = np.lexsort((np.frombuffer(self._rows, dtype=np.uint64), numbers))
         keys = np.frombuffer(self._bands, dtype=np.uint64).reshape(len(order), -1)
@@ -162,7 +163,7 @@ class NearDuplicates:
                 file.flush()
             readers = {split: opened.enter_context(Path(file.name).open("rb")) for split, file in files.items()}
 
-            @lru_cache(maxsize=4096)
+            @lru_cache(maxsize=256)
             def pairs_of(index: int) -> frozenset[bytes]:
                 reader = readers[self._places[self._sources[index]][0]]
                 reader.seek(self._offsets[index])

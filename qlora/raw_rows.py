@@ -39,13 +39,13 @@ class MissingColumnError(InputError):
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or all data files of a folder and its subfolders, sorted by name; other files are left alone.
+    """The file itself, or all data files of a folder and its subfolders, sorted by name; other files are left alone, and hidden ones.
 
     Raises:
         InputError: there is no such file, or none in the folder.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in READERS and not file.name.startswith("."))
+        files = sorted(file for file in path.rglob("*") if file.suffix in READERS and file.is_file() and not _is_hidden(file.relative_to(path)))
         if not files:
             raise InputError("data-missing", f"{path} holds no file that ends in one of {', '.join(READERS)}")
         return files
@@ -54,6 +54,11 @@ def files_of(path: Path) -> list[Path]:
     if path.suffix not in READERS:
         raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}")
     return [path]
+
+
+def _is_hidden(file: Path) -> bool:
+    """Whether other programs keep it for themselves: .ipynb_checkpoints/, _temporary/."""
+    return any(part.startswith((".", "_")) for part in file.parts)
 
 
 def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:

@@ -1,12 +1,13 @@
 """Words of any script."""
 
-import re
+import regex
 
-_ALONE = r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-"""A character of a script that is written without spaces: Thai to Tibetan, Myanmar, Khmer, kana, Chinese characters."""
+_ALONE = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Characters of scripts that are written without spaces: Thai to Tibetan, Myanmar, Khmer, kana, Chinese characters."""
 
-ALONE = re.compile(_ALONE)
-WORDS = re.compile(rf"{_ALONE}|(?:(?!{_ALONE})[^\W_])+")
+ALONE = regex.compile(f"[{_ALONE}]")
+# Marks continue a word: in Hindi and vowelled Arabic they are its vowels.
+WORDS = regex.compile(rf"(?V1)[{_ALONE}]|[[\p{{L}}\p{{N}}]--[{_ALONE}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_ALONE}]]*")
 
 
 def words(text: str) -> list[str]:
@@ -15,4 +16,5 @@ def words(text: str) -> list[str]:
     >>> words("Don't go to 東京!")
     ['don', 't', 'go', 'to', '東', '京']
     """
-    return WORDS.findall(text.lower())
+    found: list[str] = WORDS.findall(text.lower())
+    return found

@@ -49,6 +49,7 @@ def train(
     folder = base_model.verified_folder(values.base_model, manifest)
     base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    adapter.require_saveable(template)
     learned = _encode(train, template, values)
     held_back = _encode(validation, template, values) if values.train.eval_strategy != "no" else EncodedSplit()
     model = _adapter_model(values, folder, device)

@@ -74,37 +74,39 @@ def views(values: Params, split: str | None, identifier: str | None) -> Iterator
         for record in read_jsonl(path):
             if identifier in (None, record["id"]):
                 found = True
-                yield _view(name, Conversation.from_record(record), template, values)
+                yield from _views(name, Conversation.from_record(record), template, values)
     if not found:
         raise InputError("inspect-nothing", f"no conversation has the id {identifier!r}; ids are the first 16 digits in {PREPARED}/*.jsonl")
 
 
-def _view(split: str, conversation: Conversation, template: Any, values: Params) -> View:
+def _views(split: str, conversation: Conversation, template: Any, values: Params) -> Iterator[View]:
+    """One view of the conversation, or of each piece of it that is learned from."""
+    from qlora.encoding import IGNORE_INDEX, encode_split, token_texts  # noqa: PLC0415
+
     title = f"{split} {conversation.id} ({conversation.category})"
+    # The test split is measured whole.
+    sequence = values.sequence if split != "test" else values.sequence.model_copy(update={"max_length": sys.maxsize})
     encoded = template.encode(conversation)
     if encoded is None:
-        return View(f"{title}: left out, a text in it looks like structure (chat.on_control_tokens)", [])
-    tokenizer = template.tokenizer
-    control = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    learned = (
-        {place for start, end in encoded.spans for place in range(start, end)} if values.sequence.assistant_only_loss else range(len(encoded.ids))
-    )
-    pieces = []
-    before = ""
-    for place, number in enumerate(encoded.ids):
-        # Alone, a token loses its leading space under some tokenizers; a token with a part of a character adds nothing yet.
-        after = tokenizer.decode(encoded.ids[: place + 1])
-        added = "" if after.endswith("\ufffd") else after[len(before) :]
-        pieces.append(Piece(number, _visible(added), place in learned, number in control))
-        before += added
-    size = f"{len(pieces)} tokens, {sum(piece.supervised for piece in pieces)} supervised"
-    left_out = split != "test" and len(pieces) > values.sequence.max_length
-    return View(f"{title}: {size}" + (f", longer than sequence.max_length = {values.sequence.max_length}" if left_out else ""), pieces)
-
-
-def _visible(text: str) -> str:
-    """The text with what would steer a terminal spelled out."""
-    return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)
+        yield View(f"{title}: left out, a text in it looks like structure (chat.on_control_tokens)", [])
+        return
+    try:
+        made = encode_split([conversation], template, sequence, split)
+    except InputError as error:
+        if error.code not in ("sequence-all-dropped", "sequence-too-long"):
+            raise
+        limit = f"longer than sequence.max_length = {sequence.max_length} (on_too_long: {sequence.on_too_long})"
+        yield View(f"{title}: left out, {len(encoded.ids)} tokens, {limit}", [])
+        return
+    control = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
+    for number, example in enumerate(made.examples, start=1):
+        texts = token_texts(example.ids, template.tokenizer)
+        pieces = [
+            Piece(token, text, label != IGNORE_INDEX, token in control) for token, text, label in zip(example.ids, texts, example.labels, strict=True)
+        ]
+        part = f", piece {number} of {len(made.examples)}" if len(made.examples) > 1 else ""
+        cut = f", cut from {made.lengths[0]}" if made.cut and not part else ""
+        yield View(f"{title}{part}: {len(pieces)} tokens{cut}, {example.supervised} supervised", pieces)
 
 
 def terminal(view: View, *, colours: bool) -> str:

@@ -19,7 +19,10 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
     system = text("system", row.get("system"))
     if system.strip():
         messages.append({"role": "system", "content": system})
-    for index, pair in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"history is {history!r}, expected a list of [question, answer]")
+    for index, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"history[{index}] is {pair!r}, expected [question, answer]")
         messages += _exchange(*(text(f"history[{index}][{side}]", pair[side]) for side in (0, 1)))

@@ -7,7 +7,15 @@ from qlora.formats.turns import UnsupportedTurnError, refuse_tools, text
 
 COLUMNS = ("conversations",)
 OPTIONAL = ("system", "images", "image")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant"}
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
 IMAGE_MARK = "<image>"
 
 

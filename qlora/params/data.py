@@ -31,7 +31,7 @@ class DataParams(Section):
     """Share of the test rows whose prompt may occur in the train file, but for case, width and white space."""
     on_leakage: Literal["error", "drop"]
     """More than max_leakage ends the run, with the rows; or those rows are dropped from train and validation, never from test."""
-    near_threshold: float | None = Field(gt=0, le=1)
+    near_threshold: float | None = Field(ge=0.05, le=1)
     """Jaccard similarity of their word pairs from which on two conversations of at least 20 words are near duplicates; system turns don't
     count. null: none are looked for, which halves the time."""
     max_near_duplicates: float | None = Field(ge=0, le=1)
@@ -48,6 +48,13 @@ class DataParams(Section):
     def carved_fraction(self) -> float:
         """Share of the train file that becomes test; asked for every row."""
         return self.test_fraction if self.carves_test else 0.0
+
+    @model_validator(mode="after")
+    def _limits_are_looked_at(self) -> "DataParams":
+        for name in ("max_near_duplicates", "max_near_leakage"):
+            if self.near_threshold is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} = {getattr(self, name):g} needs a near_threshold: with null no near duplicates are looked for")
+        return self
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> "DataParams":

@@ -244,6 +244,55 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert run(tmp_path, [], train_file=str(folder)) == made
 
 
+def test_hidden_files_of_a_folder_are_left_alone_and_a_folder_may_end_like_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    for name in ("part.jsonl/part.jsonl", ".ipynb_checkpoints/part.jsonl", "_temporary/part.jsonl"):
+        (folder / name).parent.mkdir(parents=True)
+        text = "".join(json.dumps(row(number)) + "\n" for number in range(50)) if name.startswith("part") else "broken"
+        (folder / name).write_text(text, encoding="utf-8")
+    assert sum(run(tmp_path, [], train_file=str(folder))["report"][split]["rows_in"] for split in ("train", "validation")) == 50
+
+
+def test_duplicates_of_a_carved_test_split_are_dropped_too(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(100)]
+    carved = run(tmp_path, [*rows, *rows], test_file=str(tmp_path / "train.parquet"), test_fraction=0.5)
+    assert carved["report"]["duplicates"] == run(tmp_path, [*rows, *rows])["report"]["duplicates"] == 100
+    assert len({line["id"] for line in carved["test"]}) == len(carved["test"]) > 30
+    assert carved["report"]["leakage"] == {"test_rows": 0}
+
+
+def test_duplicates_and_leaks_are_found_in_train_and_validation_alike(tmp_path: Path) -> None:
+    questions = [f"question {number}" for number in range(50)]
+    rows = [said(question) for question in questions]
+    doubled = run(tmp_path, [*rows, *rows])["report"]
+    assert doubled["train"]["dropped"]["duplicate"] + doubled["validation"]["dropped"]["duplicate"] == 50
+    assert doubled["validation"]["dropped"]["duplicate"] > 0
+    others = [said(f"other {number}") for number in range(50)]
+    leaked = run(tmp_path, [*rows, *others], rows, on_leakage="drop")["report"]
+    assert leaked["train"]["dropped"]["leaked"] + leaked["validation"]["dropped"]["leaked"] == 50
+    assert leaked["validation"]["dropped"]["leaked"] > 0
+
+
+def test_a_row_without_a_text_counts_for_train(tmp_path: Path) -> None:
+    tool = {"messages": [{"content": "", "role": "tool"}], "category": "c"}
+    report = run(tmp_path, [*(row(number) for number in range(60)), *[tool] * 20], test_file=str(tmp_path / "train.parquet"), test_fraction=0.3)[
+        "report"
+    ]
+    assert [report[split]["dropped"] for split in ("train", "validation", "test")] == [{"tool_turn": 20}, {}, {}]
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(0.28, True), (0.29, False)])
+def test_a_limit_is_the_share_that_is_still_allowed(tmp_path: Path, limit: float, refused: bool) -> None:
+    """29 of 100: 0.29 * 100 is 28.999999999999996."""
+    test = [said(f"question {number}") for number in range(100)]
+    rows = [*test[:29], *(said(f"other {number}") for number in range(60))]
+    if refused:
+        with pytest.raises(InputError, match="data-leakage"):
+            run(tmp_path, rows, test, max_leakage=limit)
+    else:
+        run(tmp_path, rows, test, max_leakage=limit)
+
+
 def test_the_declared_format_is_read(tmp_path: Path) -> None:
     rows = [{"instruction": f"question {number}", "input": "", "output": "a", "category": "c"} for number in range(50)]
     made = run(tmp_path, rows, rows[:1], format="alpaca", max_leakage=1.0)

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,18 @@ def test_nothing_prepared_names_the_command(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["inspect"])
     with pytest.raises(inspect.InputError, match=r"train.jsonl does not exist: run `dvc repro prepare` first"):
         inspect.main()
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("policy", "first"), [("truncate", "17 tokens, cut from 18, 1 supervised"), ("split", "piece 1 of 2: ")])
+def test_what_is_shown_is_what_is_learned_when_something_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], policy: str, first: str
+) -> None:
+    read = inspect.params.load
+
+    def shorter(path: Path) -> Any:
+        values = read(path)
+        return values.model_copy(update={"sequence": values.sequence.model_copy(update={"max_length": 17, "on_too_long": policy})})
+
+    monkeypatch.setattr(inspect.params, "load", shorter)
+    assert first in shown(monkeypatch, capsys, "--id", "a").splitlines()[0]

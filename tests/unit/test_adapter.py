@@ -82,3 +82,23 @@ def test_an_adapter_of_another_base_model_is_refused(published: tuple[Any, Path]
     config.intermediate_size = 64
     with pytest.raises(InputError, match="does not fit this base model"):
         adapter.load_adapter(AutoModelForCausalLM.from_config(config), folder)
+
+
+def test_a_tokenizer_that_saves_other_than_it_is_publishes_nothing(
+    published: tuple[Any, Path], template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = published
+    save = template.tokenizer.save_pretrained
+
+    def save_badly(folder: Path) -> None:
+        save(folder)
+        path = Path(folder) / "chat_template.jinja"
+        path.write_text(path.read_text(encoding="utf-8").replace("\\n\\n", "\\n"), encoding="utf-8")
+
+    adapter.require_saveable(template)
+    monkeypatch.setattr(template.tokenizer, "save_pretrained", save_badly)
+    with pytest.raises(InputError, match="chat-reloaded"):
+        adapter.require_saveable(template)
+    with pytest.raises(InputError, match="chat-reloaded"):
+        adapter.publish(model, template, tmp_path / "other", "tiny")
+    assert not list(tmp_path.glob("other*"))

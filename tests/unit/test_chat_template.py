@@ -34,7 +34,7 @@ def test_the_prompt_of_a_turn_is_what_training_showed_before_it(template: ChatTe
     whole = conversation("2+2?", "4", "3+3?", "6")
     row = encoded(template, whole)
     for (start, _), place in zip(row.spans, whole.assistant_turns(), strict=True):
-        assert template.prompt(whole.messages[:place]) == row.ids[:start]
+        assert template._prompt(whole.messages[:place]) == row.ids[:start]
 
 
 def test_the_end_of_turn_is_the_templates_own(template: ChatTemplate, tokenizer: Any) -> None:
@@ -124,8 +124,14 @@ def test_the_plain_template_marks_the_answer_with_its_space_and_stop(tokenizer: 
     [
         (None, "chat-no-template"),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "chat-no-markers"),
+        # The user's turns are marked too.
+        ("{{ bos_token }}{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}", "chat-spans"),
         # The answer is not followed by a token that ends the turn.
-        ("{{ bos_token }}{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}", "chat-"),
+        (
+            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] }}{% endgeneration %}"
+            "{{ eos_token }}{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+            "chat-no-stop",
+        ),
         # The prompt ends in a space that training never shows before an answer.
         (
             "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %} {{ m['content'] + eos_token }}"
@@ -144,3 +150,38 @@ def test_templates_that_would_teach_something_wrong_are_refused(tokenizer: Any, 
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=code):
         ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
+
+
+ODD = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% if loop.index < 5 %}{% generation %} {{ m['content'] }}"
+    "{{ '<|pad|>' if 'odd' in m['content'] else '<|eot_id|>' }}{% endgeneration %}{% else %} {{ m['content'] }}<|eot_id|>{% endif %}"
+    "{% else %}U: {{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("contents", "code"),
+    [
+        (("a", "b"), None),
+        (("a", "odd"), r"chat-no-stop\] conversation id: answers end with \['<\|pad\|>'\]"),
+        (("a", "b") * 3, r"chat-spans\] .* marks 2 answers, .* has 3"),
+    ],
+)
+def test_what_the_probe_did_not_show_is_refused_where_it_happens(tokenizer: Any, contents: tuple[str, ...], code: str | None) -> None:
+    tokenizer.chat_template = ODD
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
+    if code is None:
+        assert template.encode(conversation(*contents)) is not None
+        return
+    with pytest.raises(InputError, match=code):
+        template.encode(conversation(*contents))
+
+
+def test_escape_is_refused_where_a_text_reads_otherwise_between_control_tokens(tokenizer: Any) -> None:
+    """A tokenizer that begins a whole text, but not what follows a control token, with a space of its own."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
+    with pytest.raises(InputError, match=r"chat-escape\] .* does not suit this tokenizer"):
+        ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -77,10 +78,15 @@ def test_every_key_but_the_first_is_repeated_however_they_come(batches: Sequence
 
 def test_leaked_prompts_are_listed_with_both_places() -> None:
     leakage = Leakage()
-    leakage.add_test([7, 8, 7], ["test: row 1", "test: row 2", "test: row 3"])
+    leakage.add_test([7, 8, 7], [1, 2, 3], Path("test"))
     assert leakage.leaked([1, 2]) == []
     assert leakage.leaked([1, 7, 7]) == [1, 2]
-    leakage.add_leak(7, "train: row 2")
-    leakage.add_leak(7, "train: row 3")
+    leakage.add_leak(7, 2, Path("train"))
+    leakage.add_leak(7, 3, Path("train"))
     assert leakage.leaked_test_rows == 2
     assert leakage.listed() == "  test: row 1, test: row 3 = train: row 2"
+    leakage.add_test(list(range(100, 120)), list(range(20)), Path("more"))
+    for prompt in range(100, 115):
+        leakage.add_leak(prompt, prompt, Path("train"))
+    assert leakage.listed().splitlines()[1] == "  more: row 0 = train: row 100"
+    assert leakage.listed().splitlines()[-1] == "  and 6 more"

@@ -4,7 +4,7 @@ import pytest
 
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation, Message
-from qlora.encoding import IGNORE_INDEX, EncodedSplit, encode_split, length_histogram, show
+from qlora.encoding import IGNORE_INDEX, EncodedSplit, encode_split, length_histogram, show, token_texts
 from qlora.errors import InputError
 from qlora.params.sequence import SequenceParams
 
@@ -25,7 +25,7 @@ def test_only_assistant_tokens_are_trained_on(template: ChatTemplate, tokenizer:
 
 def test_every_token_is_trained_on_when_asked(template: ChatTemplate) -> None:
     (example,) = encode_split([SHORT], template, sequence(assistant_only_loss=False), "train").examples
-    assert example.labels == example.ids
+    assert example.labels == [IGNORE_INDEX, *example.ids[1:]]
     assert example.supervised == len(example.ids) - 1
 
 
@@ -126,3 +126,10 @@ def test_lengths_are_counted_below_edges_a_power_of_two_apart() -> None:
     assert histogram[:3] == [(2, 0), (4, 1), (6, 1)]
     assert histogram[-1] == (66, 1)
     assert len(length_histogram([5000])) <= 64
+
+
+def test_a_character_of_several_tokens_is_shown_whole_and_nothing_steers_the_terminal(tokenizer: Any) -> None:
+    ids = tokenizer("東京 🙂 ok \x1b[31m", add_special_tokens=False)["input_ids"]
+    texts = token_texts(ids, tokenizer)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == tokenizer.decode(ids).replace("\x1b", "\\x1b")

@@ -29,8 +29,8 @@ def test_every_format_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_row_is_recognised_as_its_format_and_no_other(name: str) -> None:
-    assert recognised(list(FIXTURES[name]), FIXTURES[name]) == [name]
+def test_a_file_is_recognised_by_its_columns_as_its_format_and_no_other(name: str) -> None:
+    assert recognised(list(FIXTURES[name])) == [name]
 
 
 def test_a_system_text_opens_the_conversation_in_every_format_that_has_one() -> None:
@@ -94,6 +94,7 @@ def test_unused_tool_columns_and_empty_images_are_no_reason() -> None:
         ("sharegpt", {"conversations": [{"role": "user", "content": "a"}]}, r"conversations\[0\] is .*, expected \{'from'"),
         ("sharegpt", {"conversations": "a"}, "conversations is 'a'"),
         ("alpaca", {"instruction": 5, "output": "b"}, r"instruction is 5 \(int\)"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": 5}, r"history is 5, expected a list"),
         ("prompt_completion", {"prompt": "a", "completion": 5}, r"completion is 5 \(int\)"),
         ("messages", {"messages": [{"role": "user", "content": ["a"]}]}, r"messages\[0\].content\[0\] is 'a'"),
     ],
@@ -120,3 +121,8 @@ def test_messages_of_another_type_are_named(messages: Any, place: str) -> None:
 @pytest.mark.parametrize("row", [{"messages": None}, {"messages": []}])
 def test_null_and_empty_messages_become_no_messages(row: dict[str, Any]) -> None:
     assert FORMATS["messages"].to_messages(row) == []
+
+
+def test_a_speaker_is_known_in_any_case() -> None:
+    turns = [{"from": speaker, "value": "a"} for speaker in ("System", "Human", "GPT")]
+    assert [message["role"] for message in FORMATS["sharegpt"].to_messages({"conversations": turns})] == ["system", "user", "assistant"]

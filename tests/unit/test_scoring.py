@@ -109,3 +109,10 @@ def test_values_are_of_each_row_of_sums() -> None:
 
 def test_words_are_those_of_any_script() -> None:
     assert words("Don't go to 東京, наïve_x") == ["don", "t", "go", "to", "東", "京", "наïve", "x"]
+
+
+def test_vowel_marks_belong_to_their_word() -> None:
+    assert words("मुझे हिन्दी किताब") == ["मुझे", "हिन्दी", "किताब"]
+    assert words("كِتَاب كُتُب") == ["كِتَاب", "كُتُب"]
+    assert words("தமிழ் சொல்") == ["தமிழ்", "சொல்"]
+    assert words("cafe\u0301 x") == ["cafe\u0301", "x"]
