@@ -1,15 +1,19 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from qlora import test_set
+from qlora.base_model import load_model
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation, Message
 from qlora.errors import InputError
 from qlora.generation import Answer
 from qlora.params import Params
+
+TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
 
 
 def conversations() -> list[Conversation]:
@@ -106,3 +110,26 @@ def test_a_histogram_counts_every_answer_once() -> None:
     rows = [test_set._scored(Answer(text, stopped=True, tokens=1), "a b c d") for text in texts]
     found = dict(test_set.histogram([*rows, {"answer": None}], "rouge_l", bins=4))
     assert found == {0.0: 1, 0.25: 0, 0.5: 0, 0.75: 1, 1.0: 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({}, 1e-5), ({"dtype": "bfloat16"}, 2e-3), ({"load_in_4bit": True}, 2e-3)],
+    ids=["float32", "bfloat16", "4-bit"],
+)
+def test_nll_is_that_of_a_plain_computation_whatever_the_batch(
+    template: ChatTemplate, default_params: Params, changes: dict[str, Any], tolerance: float
+) -> None:
+    model = load_model(default_params.base_model.model_copy(update=changes), TINY, torch.device("cpu"), progress=False)
+    nats, tokens = 0.0, 0
+    for conversation in (conversations()[0], conversations()[2]):
+        encoded = template.encode(conversation)
+        assert encoded is not None
+        with torch.no_grad():
+            log_probabilities = model(input_ids=torch.tensor([encoded.ids])).logits[0].double().log_softmax(-1)
+        for place in (place for start, end in encoded.spans for place in range(start, end)):
+            nats -= float(log_probabilities[place - 1, encoded.ids[place]])
+            tokens += 1
+    for batch_size in (1, 3, 8):
+        found = predict(model, template, default_params, batch_size=batch_size)
+        assert test_set.summarise(found.predictions, found.counts)["nll"] == pytest.approx(nats / tokens, abs=tolerance)

@@ -1,0 +1,68 @@
+"""How much faster are answers in batches? The embedded base model answers prompts of the test set by the same code, in batches and one by one.
+
+    python -m benchmarks.generate [--rounds 5] [--prompts 96]
+
+The sizes take turns within a round; a ratio is of one round. Writes results/generate.json.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe_machine
+from qlora import base_model, hardware, params
+from qlora.chat_template import ChatTemplate
+from qlora.conversation import Conversation
+from qlora.generation import batches_of, generate
+from qlora.records import read_jsonl
+
+RESULTS = Path(__file__).parent / "results" / "generate.json"
+TEST = Path("data/prepared/test.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=96)
+    arguments = parser.parse_args()
+    values = params.load(Path("params.yaml"))
+    hardware.set_up(values.hardware, deterministic=False)
+    folder = Path("models/base") / values.base_model.name
+    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    model = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False).eval()
+    prompts = []
+    for record in read_jsonl(TEST)[: arguments.prompts]:
+        encoded = template.encode(Conversation.from_record(record))
+        if encoded is not None:
+            prompts.append(encoded.ids[: encoded.spans[0][0]])
+    stops = base_model.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    rates: dict[int, list[float]] = defaultdict(list)
+    for _ in range(arguments.rounds):
+        texts = []
+        for size in (1, 8, values.evaluate.batch_size):
+            batches = dict(enumerate(batches_of(prompts, size)))
+            began = time.perf_counter()
+            made = generate(model, template.tokenizer, prompts, batches, values.evaluate, seed=0, stop_ids=stops, context=512, done=lambda _: None)
+            rates[size].append(len(prompts) / (time.perf_counter() - began))
+            texts.append({number: answer.text for number, answer in made.items()})
+        assert all(text == texts[0] for text in texts), "the answers depend on the batch"
+    record = {
+        "machine": describe_machine(),
+        "model": values.base_model.name,
+        "prompts": len(prompts),
+        "answers_per_second": {str(size): [round(rate, 2) for rate in found] for size, found in rates.items()},
+        "times_one_by_one": {
+            str(size): round(statistics.median(rate / one for rate, one in zip(found, rates[1], strict=True)), 2) for size, found in rates.items()
+        },
+    }
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
