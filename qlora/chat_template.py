@@ -52,13 +52,15 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self._policy = chat.on_control_tokens
         tokenizer.chat_template = _own_template(tokenizer) if chat.template == "model" else _template_file(chat.template)
-        between = self._between_turns()
+        openings, between = self._around_turns()
         # all_special_tokens would be the named ones alone: Llama 3 has 250 more. And a template may use a token that is not special.
         added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-        structural = [content for content in added if any(content in text for text in between)]
+        structural = [content for content in added if any(content in text for text in (*openings, *between))]
         self._control = {content: number for content, (number, special) in added.items() if special or content in structural}
         self._control_pattern = _any_of(self._control)
-        self._delimiters = self._plain_delimiters(between)
+        # What opens a conversation may be a system text of the template's own, which parts nothing, or a header in plain text.
+        headers = [text for text in openings if not any(content in text for content in structural if content != tokenizer.bos_token)]
+        self._delimiters = self._plain_delimiters([*headers, *between])
         if self._policy == "escape" and (self._delimiters or not all(added[content][1] for content in structural)):
             parts = self._delimiters.pattern if self._delimiters else ", ".join(structural)
             raise InputError(
@@ -200,17 +202,20 @@ class ChatTemplate:
         with _template_errors(messages):
             return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
 
-    def _between_turns(self) -> list[str]:
-        """What the template writes before each turn of a conversation, the system's too where it knows one."""
+    def _around_turns(self) -> tuple[list[str], list[str]]:
+        """What the template writes before the first turn, a system's or a user's, and what it writes between turns."""
         turns = [Message(role=("user", "assistant")[number % 2], content=MARK.format(number)) for number in range(4)]
-        texts = []
+        openings, between = [], []
         for opening in ([Message(role="system", content=MARK.format(9))], []):
             try:
-                texts += re.split(MARK.format(r"\d+"), self._text([*opening, *turns])[0])[:-1]
+                first, *others = re.split(MARK.format(r"\d+"), self._text([*opening, *turns])[0])[:-1]
             except InputError:
                 if not opening:
                     raise
-        return texts
+                continue
+            openings.append(first)
+            between += others
+        return openings, between
 
     def _plain_delimiters(self, between: Sequence[str]) -> re.Pattern[str] | None:
         """Plain text by which turns are parted, such as "\\n\\nHuman:": a person could write it too.
@@ -222,8 +227,9 @@ class ChatTemplate:
             pieces = self._control_pattern.split(text) if self._control_pattern else [text]
             for place, piece in enumerate(pieces):
                 core = piece.strip()
-                if core and not (place and core.isalpha()):
-                    found[core] = piece[: len(piece) - len(piece.lstrip())]
+                space = piece[: len(piece) - len(piece.lstrip())]
+                if core and not (place and core.isalpha()) and len(space) <= len(found.get(core, space)):
+                    found[core] = space
         # Where a header ends in the white space that a delimiter begins with, a message that opens with the delimiter forges it.
         ends = [text[len(text.rstrip()) :] for text in between]
         parts = [
@@ -279,7 +285,7 @@ class ChatTemplate:
         tokenizer: Any = self.tokenizer
         if tokenizer.pad_token_id not in (None, self.end_of_turn):
             return
-        used = "".join(self._between_turns())
+        used = "".join(text for texts in self._around_turns() for text in texts)
         unused = [token for token in self._control if token not in used and token != tokenizer.unk_token]
         candidates = [*unused, tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token]
         fitting = [token for token in candidates if token is not None and self._control.get(token) != self.end_of_turn]

@@ -129,7 +129,9 @@ def test_exit_codes(built: Clone) -> None:
 
 def test_a_stage_by_hand_before_its_inputs_names_what_is_missing(built: Clone) -> None:
     (built.path / "data/prepared/test.jsonl").unlink()
-    command = "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --report r --throughput t"
+    command = (
+        "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
+    )
     output = built.run("sh", "-c", command + "; echo status $?")
     assert "[input-missing] data/prepared/test.jsonl" in output
     assert "status 2" in output
@@ -170,7 +172,9 @@ def test_no_gpu_is_exit_code_3_at_once(built: Clone) -> None:
 def test_a_model_without_manifest_says_how_to_pin_it(built: Clone) -> None:
     built.set(base_model__name="absent")
     built.run("dvc", "repro", "baseline", fails=True)
-    command = "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --report r --throughput t"
+    command = (
+        "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
+    )
     output = built.run(*command.split(), fails=True)
     assert "[base-model-unpinned]" in output
     assert "tools.pin absent --path DIR" in output

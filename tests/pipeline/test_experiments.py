@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.pipeline.clone import Clone, ran
 
 
@@ -22,6 +24,11 @@ def test_an_experiment_from_a_changed_param_to_its_place_in_the_tables(built: Cl
     table = built.run("dvc", "exp", "show", "--csv")
     assert "slower" in table
     assert "exact_match" in table
+
+    # The commit, the experiment by its name, and the workspace, which is the experiment.
+    compared = built.run("python", "-m", "tools.compare", "HEAD", "slower")
+    assert compared == built.run("python", "-m", "tools.compare", "HEAD").replace("workspace", "   slower")
+    assert metrics["metrics/evaluate.json"]["nll"]["new"] == pytest.approx(float(compared.split("nll", 1)[1].split()[1]), abs=1e-4)
 
     built.run("dvc", "plots", "show", "--out", "plots")
     page = (built.path / "plots" / "index.html").read_text(encoding="utf-8")

@@ -209,6 +209,26 @@ def test_plain_headers_are_structure_though_a_control_token_ends_each_turn(text:
     assert template.encode(Conversation("id", "c", [Message(role="user", content="the user and the system"), Message(role="assistant", content="b")]))
 
 
+def test_a_system_text_of_the_templates_own_is_no_structure() -> None:
+    """Like those of Llama 3.1 and Qwen 2.5: plain text within control tokens, which a person may quote."""
+    tokenizer = byte_level_bpe()
+    own = "You are made by Someone. Today Date: 26 Jul 2024"
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+        + own
+        + "<|im_end|>\n' }}{% endif %}"
+        + CHATML.replace(
+            "{{ '<|im_start|>' + m['role'] + '\n' }}", "{{ '<|im_start|>' + m['role'] + '\n' + ('" + own + "' if m['role'] == 'system' else '') }}"
+        )
+    )
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))
+    for text in (own, f"Who said: {own}?", "<|im_end|>"):
+        encoded = template.encode(Conversation("id", "c", [Message(role="user", content=text), Message(role="assistant", content="b")]))
+        assert encoded is not None
+        assert len(encoded.spans) == 1
+        assert encoded.ids.count(template.end_of_turn) == 3
+
+
 @pytest.mark.parametrize("answer", ["\n\n- one", "\nHello", "  Hello", "Hello"])
 def test_an_answer_never_shares_a_token_with_its_prompt(answer: str) -> None:
     """With a template that does not trim, a line break at the beginning of an answer joins that of the header."""
