@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from qlora.base_model import load_tokenizer
@@ -37,11 +38,16 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
         raise
     (partial / "README.md").unlink(missing_ok=True)
     config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = f"models/base/{base_name}"
+    config["base_model_name_or_path"] = _path_of(base_name)
     config["target_modules"] = sorted(config["target_modules"])
     write_json(partial / CONFIG, config)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _path_of(base_name: str) -> str:
+    """Of a base model, from the repository's root."""
+    return f"models/base/{base_name}"
 
 
 def require_saveable(template: ChatTemplate) -> None:
@@ -55,8 +61,8 @@ def _require_same(template: ChatTemplate, folder: Path) -> None:
     template.require_same(ChatTemplate(load_tokenizer(folder), ChatParams(template="model", on_control_tokens="error")))
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """The base model with the adapter on it.
+def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
+    """The base model, which is models/base/`base_name`, with the adapter on it.
 
     Raises:
         InputError: the folder holds no adapter, or one of another base model.
@@ -64,6 +70,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / CONFIG).is_file():
         raise InputError("adapter-missing", f"{folder} holds no {CONFIG}: run `dvc repro train`")
     try:
-        return PeftModel.from_pretrained(base, folder)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError("adapter-unloadable", f"{folder} does not fit this base model: {error}") from None
+        # Two base models of one shape would take each other's adapters without a word.
+        trained_on = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        model = PeftModel.from_pretrained(base, folder)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise InputError("adapter-unloadable", f"{folder} does not fit this base model, or is damaged: {error}: run `dvc repro`") from None
+    if trained_on != _path_of(base_name):
+        raise InputError(
+            "adapter-foreign", f"{folder} was trained on {trained_on}, base_model.name is {base_name!r}: run `dvc repro`, or set base_model.name"
+        )
+    return model

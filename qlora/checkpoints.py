@@ -1,17 +1,37 @@
 """Checkpoints of an unfinished training, in a folder named by everything that made them.
 
 Another parameter, data set, base model or line of code is another folder: a changed run never goes on from foreign state.
+
+    <fingerprint>/lock            held by the process that trains
+    <fingerprint>/checkpoint-40/  a state to go on from; `sums.json`, written last, holds the sha256 of every file
+    <fingerprint>/saving/         a state that is being written
+    <fingerprint>/finished/       what the training made, once it ended
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from qlora.errors import MachineError
+from qlora.manifest import sha256_of
+from qlora.records import json_document, write_json
 
-MARKER = "complete"
+SUMS = "sums.json"
+KEPT = 2
+"""Checkpoints that stay: the newest, and one to fall back on when it is damaged."""
+SLACK_BYTES = 50_000_000
+"""For tokenizer, metrics and predictions, and for what else writes there."""
+PATIENCE_SECONDS = 60
+"""How long a training waits for one that is just ending on the same folder."""
 
 
 def fingerprint(values: Mapping[str, Any], files: Iterable[Path]) -> str:
@@ -22,15 +42,199 @@ def fingerprint(values: Mapping[str, Any], files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """The checkpoint of the highest step whose marker was written, which is the last act of a save."""
-    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{MARKER}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+class Checkpoints:
+    """The folder of one training, locked against others while it is entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.aside = folder / "saving"
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        """Raises MachineError when another process trains here and does not end soon."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder / "lock", time.monotonic() + PATIENCE_SECONDS)
+        shutil.rmtree(self.aside, ignore_errors=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def newest(self) -> Path | None:
+        """The checkpoint of the highest step whose files are as they were written; damaged ones are named and removed."""
+        for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
+            damage = _damage(path)
+            if damage is None:
+                return path
+            print(f"warning: {path} can't be gone on from ({damage}): the one before it is used", file=sys.stderr, flush=True)
+            shutil.rmtree(path)
+        return None
+
+    def require_room(self, trainable: int, optim: str) -> None:
+        """Raises MachineError when the disk can't hold what a training of so many weights will write."""
+        weights = 4 * trainable
+        moments = 2 * trainable if optim.endswith("8bit") else 8 * trainable
+        # One more than is kept, while it is written; the adapter as the stage's output, in DVC's cache, and as what was finished.
+        needed = (KEPT + 1) * (weights + moments) + 3 * weights + SLACK_BYTES
+        for folder in (self.folder, Path.cwd()):
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise MachineError(
+                    "disk-space",
+                    f"{folder} has {free / 1e6:,.0f} MB left, the training needs up to {needed / 1e6:,.0f} MB: make room, then run again",
+                )
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """The block writes `aside`/checkpoint-STEP; it takes its place only when all of it is on the disk.
+
+        Raises:
+            MachineError: the disk is full; the checkpoints that were there are untouched.
+        """
+        written = self.aside / f"checkpoint-{step}"
+        try:
+            yield
+            _seal(written)
+            shutil.rmtree(self.folder / written.name, ignore_errors=True)
+            written.rename(self.folder / written.name)
+            _sync(self.folder)
+        except Exception as error:
+            if not _is_full(error, self.folder):
+                raise
+            raise MachineError(
+                "disk-full",
+                f"no room for the checkpoint of step {step} in {self.folder}: {error}. Make room and run again: "
+                "the training goes on from the checkpoint before it.",
+            ) from None
+        finally:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        for path in sorted(self.folder.glob("checkpoint-*"), key=_step)[:-KEPT]:
+            shutil.rmtree(path)
+
+    def finish(self, outputs: Mapping[str, Path]) -> None:
+        """Keep what the training made, by name, in place of the checkpoints: DVC may not find the room to take it."""
+        try:
+            self.aside.mkdir()
+            for name, path in outputs.items():
+                _copy(path, self.aside / name)
+            _seal(self.aside)
+            shutil.rmtree(self.folder / "finished", ignore_errors=True)
+            self.aside.rename(self.folder / "finished")
+            _sync(self.folder)
+        except OSError as error:
+            # What was made stands; if DVC finds no room either, the last checkpoint is where a rerun begins.
+            print(f"warning: {self.folder} can't keep what was finished ({error})", file=sys.stderr, flush=True)
+            return
+        finally:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        for path in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+
+    def finished(self) -> Path | None:
+        """What an earlier run of the same training made, if it is whole."""
+        path = self.folder / "finished"
+        return path if path.is_dir() and _damage(path) is None else None
+
+    def take_over(self, outputs: Mapping[str, Path]) -> None:
+        """Put what an earlier run made where this one would."""
+        for name, path in outputs.items():
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            _copy(self.folder / "finished" / name, partial)
+            if path.is_dir():
+                shutil.rmtree(path)
+            partial.replace(path)
+
+    def prune(self) -> None:
+        """Remove the folders of other trainings that ended."""
+        for path in self.folder.parent.glob("*/finished"):
+            if path.parent != self.folder and (lock := _try_lock(path.parent / "lock")):
+                shutil.rmtree(path.parent)
+                lock.close()
 
 
-class MarkComplete(TrainerCallback):
-    """Writes the marker once a checkpoint stands whole."""
+def _locked(path: Path, deadline: float) -> IO[str]:
+    said = False
+    while (lock := _try_lock(path)) is None:
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        if time.monotonic() > deadline:
+            raise MachineError("train-running", f"{holder} is training in {path.parent}: wait until it ends, or end it, then run again")
+        if not said:
+            print(f"waiting for {holder}, which trains in {path.parent}", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(0.2)
+    return lock
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
-        if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MARKER).touch()
+
+def _try_lock(path: Path) -> IO[str] | None:
+    """The file, locked and naming this process; None while another process holds it. The system frees it when its holder ends, however it ends."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    # Held by another, or removed between opening and locking.
+    file.close()
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _seal(folder: Path) -> None:
+    """Write the sums of all files once every byte of them is on the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    write_json(folder / SUMS, _sums(folder))
+    _sync(folder / SUMS)
+    _sync(folder)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """sha256 of every file by its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
+
+
+def _damage(folder: Path) -> str | None:
+    """What differs from the sums; None when not a byte does."""
+    try:
+        content, found = (folder / SUMS).read_bytes(), _sums(folder)
+    except OSError as error:
+        return str(error)
+    if content == json_document(found):
+        return None
+    try:
+        written: dict[str, str] = json.loads(content)
+        names = [name for name in sorted({*found, *written}) if written.get(name) != found.get(name)]
+    except (ValueError, AttributeError, TypeError):
+        names = []
+    return f"not as it was written: {', '.join(names) or SUMS}"
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of room; torch and safetensors say so in exceptions of their own."""
+    return "space left" in str(error) or shutil.disk_usage(folder).free < 1 << 20

@@ -1,16 +1,19 @@
 """What every stage and tool shares as a program: exit codes, and messages in place of tracebacks."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 
-from qlora.errors import UserFacingError
+from qlora.errors import StoppedError, UserFacingError
 
 _UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine; a bug keeps its traceback and exit code 1."""
+    """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _raise_stopped)
     try:
         main()
     except UserFacingError as error:
@@ -26,6 +29,12 @@ def run(main: Callable[[], None]) -> None:
         _stop("interrupted", 130)
 
 
+def _raise_stopped(number: int, _frame: object) -> None:
+    """So that what is half-written is removed on the way out."""
+    raise StoppedError("stopped", f"{signal.Signals(number).name}: nothing was written, run again")
+
+
 def _stop(message: str, exit_code: int) -> None:
-    print(f"\nerror: {message}", file=sys.stderr, flush=True)
+    kind = "stopped" if exit_code == StoppedError.exit_code else "error"
+    print(f"\n{kind}: {message}", file=sys.stderr, flush=True)
     sys.exit(exit_code)

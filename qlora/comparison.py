@@ -4,6 +4,7 @@ Method: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993; P. Koeh
 Evaluation, 2004. Conversations are drawn, not turns: the turns of one conversation are not independent.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,10 @@ RESAMPLES = 10_000
 SEED = 0
 CHUNK = 5_000_000
 """Numbers drawn at once."""
+FEWEST = 12
+"""Conversations below which no verdict is given: of 5 the interval leaves out the truth in 9 of 100 experiments, from 12 on in 5 (simulated)."""
+PER_TOKEN = ("nll", "perplexity")
+"""Measures that two models share only when their tokens are the same."""
 
 Verdict = Literal["better", "worse", "different", "no difference shown"]
 Floats = npt.NDArray[np.float64]
@@ -40,23 +45,21 @@ class Difference(NamedTuple):
 def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamples: int = RESAMPLES) -> dict[str, Difference]:
     """Every measure of two models' predictions, with intervals.
 
+    Measures per token are left out when the two took the same text for other tokens, by another tokenizer or template.
+
     Raises:
-        InputError: they are not of the same turns.
+        InputError: they are not of the same turns, or did not answer the same ones with the same seeds.
     """
+    _require_aligned(before, after)
     clusters = _clusters(before)
-    if clusters.keys() != _clusters(after).keys() or sorted(map(_turn, before)) != sorted(map(_turn, after)):
-        theirs = set(map(_turn, before)) ^ set(map(_turn, after))
-        raise InputError(
-            "compare-unaligned",
-            f"the predictions are not of the same turns: {len(theirs)} stand in one of them alone, such as {sorted(theirs)[:3]}. "
-            "Both must come from the same test set and the same evaluate.num_examples and evaluate.turns.",
-        )
-    sums = {name: (_sums(before, measure, clusters), _sums(after, measure, clusters)) for name, measure in MEASURES.items()}
-    drawn: dict[str, list[Floats]] = {name: [] for name in MEASURES}
+    same_tokens = _tokens(before) == _tokens(after)
+    chosen = {name: measure for name, measure in MEASURES.items() if same_tokens or name not in PER_TOKEN}
+    sums = {name: (_sums(before, measure, clusters), _sums(after, measure, clusters)) for name, measure in chosen.items()}
+    drawn: dict[str, list[Floats]] = {name: [] for name in chosen}
     for weights in _weights(len(clusters), resamples):
-        for name, measure in MEASURES.items():
+        for name, measure in chosen.items():
             drawn[name].append(measure.value(weights @ sums[name][1]) - measure.value(weights @ sums[name][0]))
-    return {name: _difference(measure, *sums[name], np.concatenate(drawn[name])) for name, measure in MEASURES.items()}
+    return {name: _difference(measure, *sums[name], np.concatenate(drawn[name])) for name, measure in chosen.items()}
 
 
 def record(differences: Mapping[str, Difference]) -> dict[str, dict[str, float]]:
@@ -68,8 +71,26 @@ def record(differences: Mapping[str, Difference]) -> dict[str, dict[str, float]]
     }
 
 
-def _turn(row: Prediction) -> tuple[str, int]:
-    return row["id"], row["turn"]
+def _require_aligned(before: Sequence[Prediction], after: Sequence[Prediction]) -> None:
+    sides = [Counter((row["id"], row["turn"], row["seed"], row["answer"] is not None) for row in side) for side in (before, after)]
+    alone = (sides[0] - sides[1]) + (sides[1] - sides[0])
+    if not alone:
+        return
+    turns = [{key[:2] for key in side} for side in sides]
+    if turns[0] != turns[1]:
+        differ = sorted(turns[0] ^ turns[1])
+        what = f"the predictions are not of the same turns: {len(differ)} stand in one of them alone, such as {differ[:3]}"
+    else:
+        name, turn, seed, _ = min(alone)
+        what = f"the same turns were not answered with the same seeds, such as turn {turn} of {name} with seed {seed}"
+    raise InputError(
+        "compare-unaligned",
+        f"{what}. Both must come from the same test set and the same evaluate.num_examples, evaluate.turns and evaluate.generation_seeds.",
+    )
+
+
+def _tokens(rows: Sequence[Prediction]) -> dict[tuple[str, int], int]:
+    return {(row["id"], row["turn"]): row["tokens"] for row in rows}
 
 
 def _clusters(rows: Sequence[Prediction]) -> dict[str, int]:
@@ -102,6 +123,6 @@ def _difference(measure: Measure, before: Floats, after: Floats, drawn: Floats) 
     p_higher = float(np.mean(drawn > 0) + np.mean(drawn == 0) / 2)
     p_better = {"higher": p_higher, "lower": 1 - p_higher, "neither": None}[measure.better]
     verdict: Verdict = "no difference shown"
-    if low > 0 or high < 0:
+    if (low > 0 or high < 0) and len(before) >= FEWEST:
         verdict = "different" if p_better is None else "better" if p_better > 0.5 else "worse"
     return Difference(*values, values[1] - values[0], low, high, p_better, verdict)

@@ -22,6 +22,8 @@ class Example:
     ids: list[int]
     labels: list[int]
     """The same length as ids; IGNORE_INDEX where a token is not learned, as the first never is: nothing predicts it."""
+    conversation: str = ""
+    """Id of the one that it was made from."""
 
     @property
     def supervised(self) -> int:
@@ -93,7 +95,7 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
                 f"{split} conversation {conversation.id} has {len(encoded.ids)} tokens, sequence.max_length is {sequence.max_length}: "
                 "raise it, or set sequence.on_too_long to drop, truncate or split",
             )
-        new = _add(made, encoded, sequence)
+        new = _add(made, conversation.id, encoded, sequence)
         if any(template.tokenizer.pad_token_id in example.labels for example in new):
             raise InputError(
                 "chat-pad",
@@ -108,7 +110,7 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
     return made
 
 
-def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> list[Example]:
+def _add(made: EncodedSplit, conversation: str, encoded: Encoded, sequence: SequenceParams) -> list[Example]:
     """Put the conversation's examples into the split, account for each of its tokens, and return them."""
     length = len(encoded.ids)
     made.lengths.append(length)
@@ -120,7 +122,7 @@ def _add(made: EncodedSplit, encoded: Encoded, sequence: SequenceParams) -> list
         made.dropped_tokens += length
         return []
     # What begins a later piece was learned at the end of the one before.
-    new = [Example(encoded.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]]) for start, end in kept]
+    new = [Example(encoded.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]], conversation) for start, end in kept]
     made.examples += new
     repeated = sum(piece[0] < before[1] for before, piece in pairwise(kept))
     made.cut += kept != [(0, length)]

@@ -2,7 +2,8 @@
 
 UserFacingError
 ├── InputError      exit 2: params, data or model are wrong
-└── MachineError    exit 3: this machine or environment is not able
+├── MachineError    exit 3: this machine or environment is not able
+└── StoppedError         exit 75: a signal ended the work; run again to go on
 """
 
 
@@ -32,3 +33,7 @@ class InputError(UserFacingError):
 
 class MachineError(UserFacingError):
     exit_code = 3
+
+
+class StoppedError(UserFacingError):
+    exit_code = 75

@@ -19,10 +19,15 @@ class Answer:
     """Without the one that ended it."""
 
 
-def batches_of(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Numbers of the prompts that are answered together: the longest first, so that little is padded and memory runs out at once or never."""
+def batches_of(prompts: Sequence[Sequence[int]], batch_size: int, most: int | None = None) -> list[list[int]]:
+    """Numbers of the prompts that are answered together: the longest first, so that little is padded and memory runs out at once or never.
+
+    Args:
+        most: Tokens of a prompt that leaves room for a whole answer; a longer one is answered alone, up to the end of the context. None: all do.
+    """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    alone = [[index] for index in order if most is not None and len(prompts[index]) > most]
+    return alone + [order[start : start + batch_size] for start in range(len(alone), len(order), batch_size)]
 
 
 def generate(
@@ -39,18 +44,17 @@ def generate(
 ) -> dict[int, Answer]:
     """The answers to the prompts of these batches, by the number of the prompt.
 
-    Prompts of a batch are padded on the left and masked. A row's answer ends at its first stop token, after max_new_tokens, or where the
-    model's context ends, whatever its batch goes on to do. A drawn answer depends on the seed and its batch, not on which other batches
+    Prompts of a batch are padded on the left and masked. An answer ends at its first stop token, after max_new_tokens, or where the model's
+    context ends, whatever its batch goes on to do. A drawn answer depends on the seed and its batch, not on which other batches
     this process answers.
 
     Args:
-        batches: Prompts answered together, by the number of the batch.
+        batches: Prompts answered together, by the number of the batch. The longest of each says where its context ends: see batches_of.
         stop_ids: Tokens that end an answer.
         context: Most tokens of prompt and answer together.
         done: Called with the number of prompts answered, after each batch.
     """
     config = GenerationConfig(
-        max_new_tokens=params.max_new_tokens,
         do_sample=params.do_sample,
         # Without sampling transformers warns of values that it would not read.
         temperature=params.temperature if params.do_sample else None,
@@ -65,10 +69,9 @@ def generate(
     answers: dict[int, Answer] = {}
     for number, batch in batches.items():
         torch.manual_seed((seed << 20) + number)
+        config.max_new_tokens = min(params.max_new_tokens, context - max(len(prompts[index]) for index in batch))
         new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
-        for index, ids in zip(batch, new_ids, strict=True):
-            budget = min(params.max_new_tokens, context - len(prompts[index]))
-            answers[index] = _answer(tokenizer, ids[:budget], set(stop_ids))
+        answers |= {index: _answer(tokenizer, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
         done(len(batch))
     return answers
 

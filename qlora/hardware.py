@@ -1,6 +1,10 @@
 """Device, threads and determinism, set once per process before any model is made."""
 
+import operator
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -37,6 +41,26 @@ def set_up(hardware: HardwareParams, *, deterministic: bool) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
         torch.backends.cudnn.allow_tf32 = hardware.tf32
     return torch.device(hardware.device)
+
+
+TRAINING_SETTINGS = ("hardware.per_device_train_batch_size", "hardware.activation_checkpointing", "sequence.max_length")
+ANSWERING_SETTINGS = ("evaluate.batch_size", "evaluate.max_new_tokens", "base_model.load_in_4bit")
+"""What saves most memory, the most first."""
+
+
+@contextmanager
+def out_of_memory_named(settings: Sequence[str], params: Any) -> Iterator[None]:
+    """Raises MachineError with the settings that save most, and their values, in place of torch's own error."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no class of its own.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        values = ", ".join(f"{name} (now {operator.attrgetter(name)(params)!r})" for name in settings)
+        raise MachineError(
+            "out-of-memory", f"{str(error).splitlines()[0] if str(error) else 'no memory is left'}. What saves most: {values}."
+        ) from error
 
 
 def peak_memory_bytes(device: torch.device) -> int:

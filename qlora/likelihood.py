@@ -6,6 +6,9 @@ from torch import Tensor
 
 from qlora.chat_template import Encoded
 
+PLACES = 1024
+"""Supervised places whose losses are computed at once."""
+
 # Shape suffixes: B batch, T tokens of a row, S supervised tokens, V vocabulary.
 
 
@@ -20,5 +23,11 @@ def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) ->
     # The token at a place is predicted by the place before it.
     before_S = torch.tensor([place - 1 for place in places], device=device)
     logits_BSV: Tensor = model(input_ids=ids_BT, use_cache=False, logits_to_keep=before_S).logits
-    losses_S = F.cross_entropy(logits_BSV[0].float(), ids_BT[0, before_S + 1], reduction="none").double()
+    # Some places at a time: a second copy of all logits in float32 would be the most that an evaluation ever holds.
+    losses_S = torch.cat(
+        [
+            F.cross_entropy(logits_SV.float(), targets_S, reduction="none").double()
+            for logits_SV, targets_S in zip(logits_BSV[0].split(PLACES), ids_BT[0, before_S + 1].split(PLACES), strict=True)
+        ]
+    )
     return [(float(part.sum()), float(part[-1])) for part in losses_S.split([end - start for start, end in encoded.spans])]

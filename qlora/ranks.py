@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from qlora.errors import MachineError
@@ -15,6 +16,15 @@ def rank_and_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def highest(own: int) -> int:
+    """The highest number that any process gives, to each of them."""
+    if rank_and_size()[1] == 1:
+        return own
+    found = torch.tensor([own], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def merged(own: Mapping[int, Item], count: int) -> list[Item]:

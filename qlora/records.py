@@ -20,6 +20,8 @@ def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Open every path for writing beside its place; move all into place only when the block ends well."""
     # The process in the name keeps two workers of a queue apart that write the same file.
     partials = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
+    for path in paths:
+        _remove_abandoned(path)
     files: list[BinaryIO] = []
     try:
         for partial in partials:
@@ -36,6 +38,14 @@ def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
             with suppress(OSError):
                 file.close()
         for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """What a killed process left beside the place."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        process = partial.name.split(".")[-2]
+        if process.isdigit() and not Path("/proc", process).exists() and Path("/proc").exists():
             partial.unlink(missing_ok=True)
 
 
@@ -72,9 +82,18 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([neutral(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     with atomic_writers([path]) as (file,):
         file.write(text.getvalue().encode())
+
+
+def neutral(text: str) -> str:
+    """The text of a cell, which a spreadsheet does not take for a formula and a page of `dvc plots` not for markup.
+
+    >>> neutral("=1+1"), neutral("<b>")
+    ("'=1+1", '＜b>')
+    """
+    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text.replace("<", "\uff1c")
 
 
 def read_points(path: Path) -> list[tuple[float, float]]:

@@ -73,7 +73,7 @@ def predict(
     nlls = _nlls(model, [row for _, row in kept], device, progress=progress)
     asked = [turn for turn in turns if params.turns == "all" or turn.is_last]
     prompts = [turn.encoded.ids[: turn.span[0]] for turn in asked]
-    batches = batches_of(prompts, params.batch_size)
+    batches = batches_of(prompts, params.batch_size, most=context - params.max_new_tokens)
     answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
     predictions = []
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):

@@ -1,28 +1,89 @@
-"""TRL's SFTTrainer, set up from params.yaml, with a validation loss that is exact."""
+"""TRL's SFTTrainer, set up from params.yaml, made exact."""
 
+import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from qlora.checkpoints import MarkComplete
+from qlora.callbacks import DivergenceWarning, LossBar, LossLines, SaveOrStop
+from qlora.checkpoints import Checkpoints
 from qlora.encoding import Example
+from qlora.errors import InputError
+from qlora.interruption import Interruption
 from qlora.packing import pack
 from qlora.params import Params
 from qlora.params.lora import LoraParams
 from qlora.params.sequence import SequenceParams
 
+NAMED = 20
+"""Conversations of a failed update that its message names."""
 
-class ExactEvalTrainer(SFTTrainer):  # type: ignore[misc]
-    """Validation loss as nats over supervised tokens; the parent averages the means of batches of unequal size."""
+
+class ExactTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that goes on from a checkpoint as if it had never stopped, stops at what is no number, and validates exactly.
+
+    Every update's loss is logged by itself: a mean over several would be over fewer where a stop fell between them.
+    """
+
+    def __init__(self, *, examples: Sequence[Example], checkpoints: Checkpoints, save_or_stop: SaveOrStop, **options: Any) -> None:
+        self.examples = examples
+        self.checkpoints = checkpoints
+        self._save_or_stop = save_or_stop
+        # Token ids of this update's micro-batches and where their conversations begin, to name them.
+        self._batches: list[dict[str, Any]] = []
+        super().__init__(**options)
+        self.add_callback(save_or_stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the training early, after a checkpoint."""
+        return self._save_or_stop.stopped
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        self._batches.append({name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if inputs.get(name) is not None})
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Raises InputError when a loss or gradient is not a finite number, before a checkpoint of it can be written."""
+        for name, words in (("loss", "loss"), ("grad_norm", "gradient"), ("eval_loss", "validation loss")):
+            if name in logs and not math.isfinite(logs[name]):
+                raise InputError("train-not-finite", self._not_finite(words, logs[name]))
+        self._batches.clear()
+        super().log(logs, start_time)
+
+    def _not_finite(self, words: str, value: float) -> str:
+        """Who, when, and what to try."""
+        learned = {tuple(example.ids): example.conversation for example in self.examples}
+        ids = dict.fromkeys(learned.get(tokens, "unknown") for batch in self._batches for tokens in conversations_of(batch))
+        made_from = (
+            f"The update was made from the conversations {', '.join(list(ids)[:NAMED])}: `python -m tools.inspect --id ID` shows one. " if ids else ""
+        )
+        return (
+            f"the {words} at step {self.state.global_step} is {value}, nothing was published. {made_from}"
+            "Lower train.learning_rate or train.max_grad_norm, or raise train.warmup_steps, and train again."
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
+        return str(self.checkpoints.aside)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The adapter alone: the parent adds the tokenizer and a pickle that holds a hub token.
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.checkpoints.saving(self.state.global_step):
+            super()._save_checkpoint(model, trial)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
         result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -33,6 +94,7 @@ class ExactEvalTrainer(SFTTrainer):  # type: ignore[misc]
         return result
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Validation loss as nats over supervised tokens; the parent averages the means of batches of unequal size."""
         self._eval_nats, self._eval_tokens = 0.0, 0
         output = super().evaluation_loop(*args, **kwargs)
         totals = torch.tensor([self._eval_nats, self._eval_tokens], dtype=torch.float64, device=self.accelerator.device)
@@ -40,15 +102,39 @@ class ExactEvalTrainer(SFTTrainer):  # type: ignore[misc]
         output.metrics["eval_loss"] = nats / tokens
         return output
 
+    def done_this_time(self) -> dict[str, int]:
+        """Tokens and updates since this process began, without those before a checkpoint."""
+        return {
+            "tokens": int(self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen),
+            "steps": self.state.global_step - self._initial_global_step,
+        }
 
-class LossBar(ProgressCallback):
-    """One bar with the last loss in it, in place of a dict per line."""
+    def losses(self) -> list[tuple[int, float]]:
+        """(update, loss in nats a token) of every update, also of those before a stop."""
+        return [(entry["step"], entry["loss"]) for entry in self.state.log_history if "loss" in entry]
 
-    def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:  # type: ignore[override]
-        shown = {name: f"{logs[name]:.4f}" for name in ("loss", "eval_loss") if logs and name in logs}
-        bar: Any = self.training_bar
-        if bar is not None and shown:
-            bar.set_postfix(shown)
+    def validation_losses(self) -> list[tuple[int, float]]:
+        return [(entry["step"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+
+
+def smoothed(losses: Sequence[tuple[int, float]], width: int) -> list[tuple[int, float]]:
+    """The mean of each `width` updates, at the last of them.
+
+    >>> smoothed([(1, 3.0), (2, 1.0), (3, 4.0)], 2)
+    [(2, 2.0), (3, 4.0)]
+    """
+    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return [(group[-1][0], math.fsum(loss for _, loss in group) / len(group)) for group in groups]
+
+
+def conversations_of(batch: dict[str, Any]) -> Iterator[tuple[int, ...]]:
+    """Token ids of each conversation of a micro-batch, which lie end to end in its rows, or padded one a row."""
+    for place, row in enumerate(batch["input_ids"].tolist()):
+        if "position_ids" in batch:
+            begins = [index for index, position in enumerate(batch["position_ids"][place].tolist()) if position == 0]
+            yield from (tuple(row[begin:end]) for begin, end in zip(begins, [*begins[1:], len(row)], strict=True))
+        else:
+            yield tuple(token for token, seen in zip(row, batch["attention_mask"][place].tolist(), strict=True) if seen)
 
 
 def lora_config(params: LoraParams) -> LoraConfig:
@@ -62,14 +148,14 @@ def lora_config(params: LoraParams) -> LoraConfig:
     )
 
 
-def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
+def training_arguments(params: Params, folder: Path) -> SFTConfig:
     """Every value that params.yaml decides, and the defaults of TRL that would decide for it switched off."""
     train, hardware, sequence, runtime = params.train, params.hardware, params.sequence, params.runtime
     cuda = hardware.device == "cuda"
     if runtime.report_to == "tensorboard":
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard" / checkpoints.name)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "tensorboard" / folder.name)
     arguments = SFTConfig(
-        output_dir=str(checkpoints),
+        output_dir=str(folder),
         per_device_train_batch_size=hardware.per_device_train_batch_size,
         per_device_eval_batch_size=hardware.per_device_train_batch_size,
         gradient_accumulation_steps=params.gradient_accumulation_steps,
@@ -80,10 +166,9 @@ def training_arguments(params: Params, checkpoints: Path) -> SFTConfig:
         max_steps=train.max_steps or -1,
         eval_strategy=train.eval_strategy,
         eval_steps=train.eval_steps,
-        save_strategy="steps" if runtime.save_steps else "epoch",
-        save_steps=runtime.save_steps or 500,
-        save_total_limit=2,
-        logging_steps=train.logging_steps,
+        # By SaveOrStop.
+        save_strategy="no",
+        logging_steps=1,
         # NaN must be seen, not logged as 0.
         logging_nan_inf_filter=False,
         optim=train.optim,
@@ -121,22 +206,26 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[Example],
     validation: Sequence[Example],
-    checkpoints: Path,
-) -> ExactEvalTrainer:
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+) -> ExactTrainer:
     """A trainer for an adapter model, its adapter in float32."""
-    callbacks: list[TrainerCallback] = [MarkComplete()]
-    trainer = ExactEvalTrainer(
+    rows = rows_of(train, params.sequence)
+    trainer = ExactTrainer(
+        examples=train,
+        checkpoints=checkpoints,
+        save_or_stop=SaveOrStop(params.runtime, interruption, math.ceil(len(rows) / params.train.batch_size)),
         model=model,
-        args=training_arguments(params, checkpoints),
-        train_dataset=rows_of(train, params.sequence),
+        args=training_arguments(params, checkpoints.folder),
+        train_dataset=rows,
         eval_dataset=rows_of(validation, params.sequence) if params.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[DivergenceWarning()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if params.runtime.progress:
-        trainer.add_callback(LossBar())
+        trainer.add_callback(LossBar() if sys.stderr.isatty() else LossLines())
     # TRL casts the adapter of a quantised model to bfloat16, which a resumed run would load as float32: not the same run.
     for weight in model.parameters():
         if weight.requires_grad:

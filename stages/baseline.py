@@ -22,7 +22,7 @@ def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, 
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     model = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
-    with measured("baseline", throughput, device) as work:
+    with measured("baseline", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
         measured_set = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
         work.count(turns=len(measured_set.predictions))
     write_jsonl(predictions, measured_set.predictions)

@@ -45,8 +45,8 @@ def evaluate(
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
-    model = adapter.load_adapter(base, adapter_folder)
-    with measured("evaluate", throughput, device) as work:
+    model = adapter.load_adapter(base, adapter_folder, values.base_model.name)
+    with measured("evaluate", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
         tuned = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
         work.count(turns=len(tuned.predictions))
     base_answers = read_jsonl(base_predictions)

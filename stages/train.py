@@ -8,44 +8,68 @@ params  base_model, chat, sequence, lora, train, hardware
 
 import argparse
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
 from qlora import adapter, base_model, command, environment, hardware, params
 from qlora.chat_template import FOLDER, ChatTemplate
-from qlora.checkpoints import fingerprint, newest_complete
+from qlora.checkpoints import Checkpoints, fingerprint
 from qlora.conversation import Conversation
+from qlora.dvc_files import is_committed, recorded_outputs
 from qlora.encoding import EncodedSplit, Example, encode_split, length_histogram, show
-from qlora.errors import InputError
+from qlora.errors import InputError, StoppedError
+from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
+from qlora.interruption import Interruption
 from qlora.manifest import project_root
 from qlora.params import Params
+from qlora.ranks import rank_and_size
 from qlora.records import read_jsonl, write_csv, write_json
 from qlora.throughput import measured
-from qlora.trainer import ExactEvalTrainer, lora_config, make_trainer
+from qlora.trainer import ExactTrainer, lora_config, make_trainer, smoothed
 
 TRACKED = ("base_model", "chat", "sequence", "lora", "train", "hardware")
 
 
-def train(
-    values: Params,
-    *,
-    train: Path,
-    validation: Path,
-    manifests: Path,
-    adapter_folder: Path,
-    report: Path,
-    train_loss: Path,
-    eval_loss: Path,
-    lengths: Path,
-    throughput: Path,
-) -> None:
-    device = hardware.set_up(values.hardware, deterministic=values.train.deterministic)
+def train(values: Params, *, train: Path, validation: Path, manifests: Path, throughput: Path, **outputs: Path) -> None:
+    """Train, or go on from the last checkpoint, or take over what an earlier run finished and DVC could not take.
+
+    Args:
+        outputs: adapter_folder, report, train_loss, eval_loss and lengths.
+
+    Raises:
+        StoppedError: a signal came; a checkpoint was saved.
+        InputError: params, data or model are wrong, or the training ended in numbers that are none.
+        MachineError: no GPU, memory, room on the disk, or another process trains the same.
+    """
     manifest = manifests / f"{values.base_model.name}.json"
+    with Interruption() as interruption, Checkpoints(_checkpoint_folder(values, [train, validation, manifest])) as checkpoints:
+        finished = checkpoints.finished()
+        if finished and not is_committed(finished / "adapter_folder", str(outputs["adapter_folder"]), recorded_outputs()):
+            print(f"taking over what was finished before, and DVC could not take: {finished}", flush=True)
+            checkpoints.take_over(outputs)
+            return
+        checkpoints.prune()
+        with out_of_memory_named(TRAINING_SETTINGS, values):
+            trained = _ready(values, train, validation, manifest, checkpoints, interruption)
+            _run(trained.trainer, checkpoints, interruption, throughput)
+        _publish(trained, values, **outputs)
+        checkpoints.finish(outputs)
+
+
+class _Training(NamedTuple):
+    trainer: ExactTrainer
+    template: ChatTemplate
+    accounting: dict[str, Any]
+    lengths: list[int]
+    """Tokens of the train conversations."""
+
+
+def _ready(values: Params, train: Path, validation: Path, manifest: Path, checkpoints: Checkpoints, interruption: Interruption) -> _Training:
+    device = hardware.set_up(values.hardware, deterministic=values.train.deterministic)
     folder = base_model.verified_folder(values.base_model, manifest)
     base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
@@ -53,38 +77,46 @@ def train(
     learned = _encode(train, template, values)
     held_back = _encode(validation, template, values) if values.train.eval_strategy != "no" else EncodedSplit()
     model = _adapter_model(values, folder, device)
-
-    inputs = [
-        train,
-        validation,
-        manifest,
-        Path("requirements.txt"),
-        Path(__file__),
-        *sorted(Path(params.__file__).parents[1].rglob("*.py")),
-        *sorted(FOLDER.iterdir()),
-    ]
-    state = {name: getattr(values, name).model_dump() for name in TRACKED}
-    checkpoints = project_root() / ".dvc" / "tmp" / "checkpoints" / fingerprint(state, inputs)
-    trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints)
+    checkpoints.require_room(model.get_nb_trainable_parameters()[0], values.train.optim)
+    trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints, interruption)
     accounting = _accounting(trainer, learned, held_back, values)
     _introduce(model, template, learned.examples, accounting)
-    with measured("train", throughput, device) as work:
-        resumed = newest_complete(checkpoints)
-        if resumed:
-            print(f"going on from {resumed}", flush=True)
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        work.count(tokens=int(trainer.state.num_input_tokens_seen), steps=trainer.state.global_step)
+    return _Training(trainer, template, accounting, learned.lengths)
 
+
+def _run(trainer: ExactTrainer, checkpoints: Checkpoints, interruption: Interruption, throughput: Path) -> None:
+    """All updates, or those that are left after the newest checkpoint."""
+    resumed = checkpoints.newest()
+    if resumed:
+        print(f"going on from {resumed}", flush=True)
+    interruption.can_wait = True
+    with measured("train", throughput, trainer.args.device) as work:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        work.count(**trainer.done_this_time())
+    if trainer.stopped:
+        state = trainer.state
+        raise StoppedError(
+            "stopped", f"{interruption.noted} at step {state.global_step} of {state.max_steps}: a checkpoint was saved, run again to go on"
+        )
     _require_finite(trainer)
-    adapter.publish(model, template, adapter_folder, values.base_model.name)
-    losses = {name: _losses(trainer, name) for name in ("loss", "eval_loss")}
-    write_csv(train_loss, ["step", "loss"], losses["loss"])
-    write_csv(eval_loss, ["step", "loss"], losses["eval_loss"])
-    write_csv(lengths, ["tokens", "conversations"], length_histogram(learned.lengths))
-    series = {"train": losses["loss"], "eval": losses["eval_loss"]}
-    summary = {name: {"last": points[-1][1], "min": min(loss for _, loss in points)} for name, points in series.items() if points}
-    write_json(report, {**accounting, "steps": trainer.state.global_step, "loss": summary})
-    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _publish(trained: _Training, values: Params, *, adapter_folder: Path, report: Path, train_loss: Path, eval_loss: Path, lengths: Path) -> None:
+    trainer = trained.trainer
+    adapter.publish(trainer.model, trained.template, adapter_folder, values.base_model.name)
+    curves = {"train": smoothed(trainer.losses(), values.train.logging_steps), "eval": trainer.validation_losses()}
+    write_csv(train_loss, ["step", "loss"], curves["train"])
+    write_csv(eval_loss, ["step", "loss"], curves["eval"])
+    write_csv(lengths, ["tokens", "conversations"], length_histogram(trained.lengths))
+    summary = {name: {"last": points[-1][1], "min": min(loss for _, loss in points)} for name, points in curves.items() if points}
+    write_json(report, {**trained.accounting, "steps": trainer.state.global_step, "loss": summary})
+
+
+def _checkpoint_folder(values: Params, inputs: list[Path]) -> Path:
+    """Named by all that makes this training what it is."""
+    code = [Path(__file__), *sorted(Path(params.__file__).parents[1].rglob("*.py")), *sorted(FOLDER.iterdir())]
+    state = {name: getattr(values, name).model_dump() for name in TRACKED} | {"processes": rank_and_size()[1]}
+    return project_root() / ".dvc" / "tmp" / "checkpoints" / fingerprint(state, [*inputs, Path("requirements.txt"), *code])
 
 
 def _encode(path: Path, template: ChatTemplate, values: Params) -> EncodedSplit:
@@ -99,7 +131,7 @@ def _adapter_model(values: Params, folder: Path, device: Any) -> PeftModel:
     return get_peft_model(base, lora_config(values.lora))
 
 
-def _accounting(trainer: ExactEvalTrainer, learned: EncodedSplit, held_back: EncodedSplit, values: Params) -> dict[str, Any]:
+def _accounting(trainer: ExactTrainer, learned: EncodedSplit, held_back: EncodedSplit, values: Params) -> dict[str, Any]:
     """What is trained on, in counts that don't depend on the clock."""
     accounting: dict[str, Any] = {}
     for name, split, dataset in (("train", learned, trainer.train_dataset), ("validation", held_back, trainer.eval_dataset)):
@@ -127,18 +159,14 @@ def _introduce(model: PeftModel, template: ChatTemplate, examples: Sequence[Exam
     print(flush=True)
 
 
-def _losses(trainer: ExactEvalTrainer, name: str) -> list[tuple[int, float]]:
-    """(step, loss) for each time it was logged."""
-    return [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
-
-
-def _require_finite(trainer: ExactEvalTrainer) -> None:
-    """Raises InputError, before anything is published, when the training ended in numbers that are none."""
-    losses = sorted(_losses(trainer, "loss") + _losses(trainer, "eval_loss"))
-    step = next((step for step, loss in losses if not math.isfinite(loss)), None)
-    if step is not None or not all(bool(weight.isfinite().all()) for weight in trainer.model.parameters() if weight.requires_grad):
-        place = f"the loss at step {step}" if step is not None else "a weight of the adapter"
-        raise InputError("train-not-finite", f"{place} is not a finite number, nothing was published: lower train.learning_rate and train again")
+def _require_finite(trainer: ExactTrainer) -> None:
+    """Raises InputError when the last update made a weight that is no number; no loss has shown it yet."""
+    if not all(bool(weight.isfinite().all()) for weight in trainer.model.parameters() if weight.requires_grad):
+        raise InputError(
+            "train-not-finite",
+            f"a weight of the adapter is not a finite number after step {trainer.state.global_step}, nothing was published: "
+            "lower train.learning_rate and train again",
+        )
 
 
 def main() -> None:

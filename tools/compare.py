@@ -34,11 +34,22 @@ def predictions(revision: str) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such revision, its predictions are not in the cache, or another version of this project made them.
     """
-    rows = [orjson.loads(line) for line in _content(revision).splitlines()]
-    if not rows or not {"statistics", "answer"} & rows[0].keys() or "stop_nll" not in rows[0]:
+    from qlora.measures import MEASURES  # noqa: PLC0415 - a second that --help need not take
+
+    try:
+        rows = [orjson.loads(line) for line in _content(revision).splitlines()]
+        if not rows:
+            raise ValueError("it holds no line")
+        for row in rows:
+            _ = row["id"], row["turn"], row["seed"], row["tokens"]
+            for measure in MEASURES.values():
+                for counted in measure.rows([row]):
+                    measure.statistics(counted)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            "compare-format", f"{PREDICTIONS} of {revision} was made by another version of this project: run `dvc repro` at that revision"
-        )
+            "compare-format",
+            f"{PREDICTIONS} of {revision} is damaged or was made by another version of this project ({error!r}): run `dvc repro` at that revision",
+        ) from None
     return rows
 
 
@@ -63,14 +74,22 @@ def _content(revision: str) -> bytes:
 
 def table(differences: "Mapping[str, Difference]", before: str, after: str) -> str:
     """One line per measure."""
-    heads = ("", before, after, "difference", "95 % interval", "")
+    heads = ("", before, after, "difference", "95 % interval", "p(better)", "")
     rows = [
-        (name, f"{found.before:.4f}", f"{found.after:.4f}", f"{found.delta:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}", found.verdict)
+        (
+            name,
+            f"{found.before:.4f}",
+            f"{found.after:.4f}",
+            f"{found.delta:+.4f}",
+            f"{found.low:+.4f} to {found.high:+.4f}",
+            "" if found.p_better is None else f"{found.p_better:.3f}",
+            found.verdict,
+        )
         for name, found in differences.items()
     ]
     widths = [max(len(row[place]) for row in (heads, *rows)) for place in range(len(heads))]
     aligned = (
-        "  ".join(cell.ljust(width) if place in (0, 5) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(cell.ljust(width) if place in (0, 6) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in (heads, *rows)
     )
     return "\n".join(line.rstrip() for line in aligned)
@@ -82,16 +101,25 @@ def main() -> None:
     parser.add_argument("after", metavar="REV2", nargs="?", default=WORKSPACE)
     parser.add_argument("--fail-if-worse", metavar="SCORE", action="append", default=[], help="may be given several times")
     arguments = parser.parse_args()
-    from qlora.comparison import compare  # noqa: PLC0415 - a second that --help need not take
+    from qlora.comparison import FEWEST, compare  # noqa: PLC0415 - a second that --help need not take
     from qlora.measures import MEASURES  # noqa: PLC0415
 
-    unknown = [name for name in arguments.fail_if_worse if name not in MEASURES]
+    directed = [name for name, measure in MEASURES.items() if measure.better != "neither"]
+    unknown = [name for name in arguments.fail_if_worse if name not in directed]
     if unknown:
-        raise InputError("compare-score", f"{unknown[0]!r} is no score: known are {', '.join(MEASURES)}")
+        raise InputError("compare-score", f"{unknown[0]!r} is no score that can be worse: known are {', '.join(directed)}")
     sides = [predictions(revision) for revision in (arguments.before, arguments.after)]
     differences = compare(*sides)
     print(table(differences, arguments.before, arguments.after))
-    print(f"\n{len({row['id'] for row in sides[0]}):,} conversations, {len(sides[0]):,} answers; better and worse where the interval leaves out 0")
+    conversations, answers = len({row["id"] for row in sides[0]}), sum(row["answer"] is not None for row in sides[0])
+    print(f"\n{conversations:,} conversations, {answers:,} answers; better and worse where the interval leaves out 0")
+    if conversations < FEWEST:
+        print(f"fewer than {FEWEST} conversations: too few for a verdict")
+    absent = [name for name in MEASURES if name not in differences]
+    if absent:
+        print(f"{' and '.join(absent)} can't be compared: the two took the same text for other tokens (bits_per_byte can)")
+    if lost := [name for name in arguments.fail_if_worse if name in absent]:
+        raise InputError("compare-score", f"{lost[0]} can't be compared between {arguments.before} and {arguments.after}: use bits_per_byte")
     worse = [name for name in arguments.fail_if_worse if differences[name].verdict == "worse"]
     if worse:
         print(f"worse: {', '.join(worse)}", file=sys.stderr)

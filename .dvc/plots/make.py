@@ -7,11 +7,16 @@ python .dvc/plots/make.py vega.min.js vega-lite.min.js vega-embed.min.js
 import sys
 from pathlib import Path
 
+POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval';
+  style-src 'unsafe-inline'; img-src data:">"""
+"""Vega compiles its expressions; nothing else may come in, nothing may go out."""
+
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <!-- Vega, Vega-Lite and Vega-Embed, BSD 3-Clause: licences in .dvc/plots/LICENSES.txt. Made by .dvc/plots/make.py. -->
+%s
 {refresh_tag}
 <title>Plots</title>
 %s
@@ -33,4 +38,4 @@ for name in sys.argv[1:]:
     assert not any(placeholder in code for placeholder in ("{plot_divs}", "{refresh_tag}", "{scripts}")), name
     lines = [line for line in code.splitlines() if not line.startswith("//# sourceMappingURL")]
     scripts.append("<script>" + "\n".join(lines) + "</script>")
-Path(__file__).with_name("page.html").write_text(PAGE % "\n".join(scripts), encoding="utf-8")
+Path(__file__).with_name("page.html").write_text(PAGE % (POLICY, "\n".join(scripts)), encoding="utf-8")

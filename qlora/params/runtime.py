@@ -11,7 +11,9 @@ class RuntimeParams(Section):
     num_workers: int | None = Field(gt=0)
     """Processes among which prepare shares the rows; null: one per core. Each holds a few thousand rows at a time."""
     save_steps: int | None = Field(gt=0)
-    """Updates between two checkpoints under .dvc/tmp/checkpoints; null: one per epoch."""
+    """Updates between two checkpoints under .dvc/tmp/checkpoints."""
+    save_minutes: float | None = Field(gt=0)
+    """Minutes between two checkpoints; with save_steps, whichever comes first. Both null: one per epoch."""
     report_to: Literal["none", "tensorboard"]
     """tensorboard: a live view under .dvc/tmp/tensorboard, tracked by nothing."""
     allow_other_versions: bool

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qlora.comparison import Difference
+from qlora.comparison import FEWEST, Difference
 from qlora.conversation import Conversation, Message
 from qlora.measures import MEASURES, Prediction
 from qlora.records import atomic_writers
@@ -24,6 +24,8 @@ SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(
 POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'; base-uri 'none'; form-action 'none'"
 EXAMPLES = 8
 """Most improved and most worsened answers that are shown."""
+ROWS_SHOWN = 200
+"""Rows of the table of all answers that are drawn at first; page.js draws as many at a time. Ten thousand at once take a browser a minute."""
 RANKED_BY = "rouge_l"
 """The score by which answers are called improved; ties go by likelihood."""
 UNITS = {"nll": "nats a token", "perplexity": "", "bits_per_byte": "bits a byte", "stop_rate": "share of answers", "answer_tokens": "mean"}
@@ -64,15 +66,14 @@ def write(
     ranked = sorted(examples, key=lambda example: example.gain, reverse=True)
     improved = [example for example in ranked if example.gain > (0, 0)][:EXAMPLES]
     worsened = [example for example in reversed(ranked) if example.gain < (0, 0)][:EXAMPLES]
-    counts = tuned_metrics["counts"]
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n<meta name="viewport" content="width=device-width">\n',
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n",
-        f'<p class="muted">{counts["turns"]:,} answers of {counts["conversations"]:,} test conversations.</p>\n',
+        f'<p class="muted">{_coverage(len(examples), tuned_metrics["counts"])}</p>\n',
         '<nav><a href="#metrics">Metrics</a><a href="#charts">Charts</a><a href="#improved">Most improved</a>'
         '<a href="#worsened">Most worsened</a><a href="#answers">All answers</a></nav>\n',
-        *_metrics_table(differences),
+        *_metrics_table(differences, len({row["id"] for row in tuned})),
         *_charts(examples, base_metrics, tuned_metrics, train_loss, eval_loss),
         *_section("improved", "Most improved", improved, "No answer improved."),
         *_section("worsened", "Most worsened", worsened, "No answer became worse."),
@@ -81,6 +82,18 @@ def write(
     ]
     with atomic_writers([path]) as (file,):
         file.write("".join(parts).encode("utf-8", "replace"))
+
+
+LEFT_OUT = {"too_long": "longer than the model's context", "control_token": "with the text of a control token", "not_chosen": "not chosen"}
+"""Reasons for which a test conversation was not measured, as test_set counts them."""
+
+
+def _coverage(answers: int, counts: Mapping[str, int]) -> str:
+    """How much of the test set the numbers stand for."""
+    left_out = {words: counts[reason] for reason, words in LEFT_OUT.items() if counts.get(reason)}
+    measured = counts["conversations"] - sum(left_out.values())
+    reasons = "; left out: " + ", ".join(f"{count:,} {words}" for words, count in left_out.items()) if left_out else ""
+    return escape(f"{answers:,} answers to {measured:,} of {counts['conversations']:,} test conversations{reasons}.")
 
 
 def _ranking(row: Prediction) -> float:
@@ -101,26 +114,31 @@ def _examples(conversations: Sequence[Conversation], base: Sequence[Prediction],
     return examples
 
 
-def _metrics_table(differences: Mapping[str, Difference]) -> Iterator[str]:
+def _metrics_table(differences: Mapping[str, Difference], conversations: int) -> Iterator[str]:
+    few = f"Fewer than {FEWEST} conversations are too few for a verdict." if conversations < FEWEST else ""
     yield (
         '<h2 id="metrics">Metrics</h2>\n<p>Difference: tuned minus base, with a 95 % interval from a paired bootstrap over conversations. '
-        "Where the interval holds 0, no difference is shown. Each bar has a scale of its own.</p>\n"
+        "Where the interval holds 0, no difference is shown; p(better) is the share of resamples in which the tuned model is better. "
+        f"Each bar has a scale of its own. {few}</p>\n"
         '<div class="wide"><table>\n<tr><th>metric</th><th class="number">base</th><th class="number">tuned</th><th class="number">difference</th>'
-        '<th class="number">95 % interval</th><th></th><th></th></tr>\n'
+        '<th class="number">95 % interval</th><th></th><th class="number">p(better)</th><th></th></tr>\n'
     )
     for name, found in differences.items():
         hints = [UNITS.get(name, ""), "lower is better" if MEASURES[name].better == "lower" else ""]
         numbers = (_short(found.before), _short(found.after), _short(found.delta, "+"), f"{_short(found.low, '+')} to {_short(found.high, '+')}")
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
         bar = charts.interval(found.delta, found.low, found.high, found.verdict)
+        sure = f'<td class="number">{"" if found.p_better is None else f"{found.p_better:.3f}"}</td>'
         chip = f'<span class="chip {found.verdict.split()[0]}">{found.verdict}</span>'
-        yield f'<tr><td>{name} <span class="muted">{", ".join(filter(None, hints))}</span></td>{cells}<td>{bar}</td><td>{chip}</td></tr>\n'
+        yield f'<tr><td>{name} <span class="muted">{", ".join(filter(None, hints))}</span></td>{cells}<td>{bar}</td>{sure}<td>{chip}</td></tr>\n'
     yield "</table></div>\n"
 
 
 def _short(number: float, sign: str = "") -> str:
     """As many digits as one reads."""
-    digits = ",.0f" if abs(number) >= 10_000 else ".2f" if abs(number) >= 100 else ".3f" if abs(number) >= 0.1 else ".3g"
+    digits = (
+        ".2e" if abs(number) >= 1e9 else ",.0f" if abs(number) >= 10_000 else ".2f" if abs(number) >= 100 else ".3f" if abs(number) >= 0.1 else ".3g"
+    )
     return format(number, sign + digits)
 
 
@@ -174,7 +192,8 @@ def _all(examples: Sequence[_Example]) -> Iterator[str]:
         'aria-label="search"><select id="category" aria-label="category"><option value="">every category</option>'
         f'{categories}</select><select id="order" aria-label="order"><option value="">in the order of the test set</option>'
         '<option value="gain">most improved first</option><option value="loss">most worsened first</option></select>'
-        '<span id="shown" class="muted"></span></div>\n<div class="wide"><table id="all">\n<thead><tr><th>category</th><th>question</th>'
+        '<span id="shown" class="muted"></span></div>\n<div class="wide">'
+        f'<table id="all" data-shown="{ROWS_SHOWN}">\n<thead><tr><th>category</th><th>question</th>'
         f'<th>reference</th><th>base</th><th>tuned</th><th class="number">{RANKED_BY}</th></tr></thead>\n<tbody>\n'
     )
     for place, example in enumerate(examples):
@@ -182,8 +201,9 @@ def _all(examples: Sequence[_Example]) -> Iterator[str]:
         said = "".join(f'<td><div class="said">{escape(text)}</div></td>' for text in cells)
         gain = example.gain
         kind = "better" if gain > (0, 0) else "worse" if gain < (0, 0) else ""
+        late = ' class="hidden"' if place >= ROWS_SHOWN else ""
         yield (
-            f'<tr data-category="{escape(example.tuned["category"])}" data-gain="{gain[0] + gain[1] * 1e-6}" data-place="{place}">'
+            f'<tr{late} data-category="{escape(example.tuned["category"])}" data-gain="{gain[0] + gain[1] * 1e-6}" data-place="{place}">'
             f'<td>{escape(example.tuned["category"])}</td>{said}<td class="number {kind}">{gain[0]:+.3f}</td></tr>\n'
         )
-    yield "</tbody></table></div>\n"
+    yield '</tbody></table></div>\n<p><button id="more" type="button" hidden>show more</button></p>\n'

@@ -6,6 +6,9 @@ const search = document.getElementById("search");
 const category = document.getElementById("category");
 const order = document.getElementById("order");
 const shown = document.getElementById("shown");
+const more = document.getElementById("more");
+const STEP = Number(document.getElementById("all").dataset.shown);
+let limit = STEP;
 
 function show() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -13,19 +16,30 @@ function show() {
   for (const row of rows) {
     const text = row.textContent.toLowerCase();
     const fits = (!category.value || row.dataset.category === category.value) && words.every((word) => text.includes(word));
-    row.classList.toggle("hidden", !fits);
     count += fits;
+    row.classList.toggle("hidden", !fits || count > limit);
   }
-  shown.textContent = `${count} of ${rows.length}`;
+  shown.textContent = `${count} of ${rows.length}` + (count > limit ? `, the first ${limit} are shown` : "");
+  more.hidden = count <= limit;
+}
+
+function anew() {
+  limit = STEP;
+  show();
 }
 
 function sort() {
   const sign = { gain: -1, loss: 1 }[order.value];
   const key = (row) => (sign ? sign * Number(row.dataset.gain) : Number(row.dataset.place));
-  body.append(...rows.sort((a, b) => key(a) - key(b) || a.dataset.place - b.dataset.place));
+  for (const row of rows.sort((a, b) => key(a) - key(b) || a.dataset.place - b.dataset.place)) body.append(row);
+  anew();
 }
 
-search.addEventListener("input", show);
-category.addEventListener("change", show);
+search.addEventListener("input", anew);
+category.addEventListener("change", anew);
 order.addEventListener("change", sort);
+more.addEventListener("click", () => {
+  limit += STEP;
+  show();
+});
 show();

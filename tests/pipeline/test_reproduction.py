@@ -30,40 +30,52 @@ def test_a_fresh_clone_really_runs_all_four_stages_then_nothing(built: Clone, tm
     assert fresh.run("git", "status", "--porcelain") == ""
 
 
-def test_checkpoints_of_a_finished_run_are_gone_and_the_adapter_loads(built: Clone) -> None:
-    assert list((built.path / ".dvc/tmp/checkpoints").glob("*")) == []
+def checkpoints_of(clone: Clone) -> Path:
+    """The folder of the one training that ran there."""
+    (folder,) = (clone.path / ".dvc/tmp/checkpoints").iterdir()
+    return folder
+
+
+def test_of_a_finished_run_only_what_it_made_is_kept_and_the_adapter_loads(built: Clone) -> None:
+    assert sorted(path.name for path in checkpoints_of(built).iterdir()) == ["finished", "lock"]
     code = "from peft import AutoPeftModelForCausalLM as M; m = M.from_pretrained('models/adapter'); print(type(m).__name__)"
     assert "PeftModelForCausalLM" in built.run("python", "-W", "ignore", "-c", code)
 
 
-def test_an_unfinished_training_goes_on_from_its_checkpoint(built: Clone) -> None:
-    """The same bytes as if it had never stopped: the checkpoint of the first of two updates is put in its place."""
+def test_what_was_finished_is_taken_over_only_while_dvc_could_not_take_it(built: Clone) -> None:
     expected = built.outputs()
-    built.set(runtime__save_steps=1)
-    keep = (
-        "import runpy, shutil; remove = shutil.rmtree; "
-        "shutil.rmtree = lambda path, **options: 'checkpoints' in str(path) or remove(path, **options); "
-        "runpy.run_module('stages.train', run_name='__main__')"
-    )
-    command = next(line.partition("python -m stages.train")[2].strip() for line in _commands(built) if "stages.train" in line)
-    built.run("sh", "-c", f'exec python -c "{keep}" {command}')
-    (checkpoints,) = (built.path / ".dvc/tmp/checkpoints").iterdir()
-    shutil.rmtree(checkpoints / "checkpoint-2")
+    again = built.run("dvc", "repro", "--force", "--single-item", "train")
+    assert "taking over" not in again, "a reproduction by force must train"
+    # As if the disk had been full when dvc was about to take the adapter.
+    lock = built.path / "dvc.lock"
+    lock.write_text(lock.read_text(encoding="utf-8").replace(_adapter_md5(lock), "0" * 32 + ".dir"), encoding="utf-8")
+    (cached,) = [path for path in (built.path / ".dvc/cache/files/md5").rglob("*.dir")]
+    cached.unlink()
     shutil.rmtree(built.path / "models/adapter")
-    output = built.run("dvc", "repro", "--force", "--single-item", "train")
-    assert f"going on from {checkpoints / 'checkpoint-1'}" in output
+    taken = built.run("dvc", "repro", "--single-item", "--force", "train")
+    assert "taking over what was finished before" in taken
+    built.repro()
     assert built.outputs() == expected
+    built.run("git", "diff", "--exit-code", "dvc.lock")
+
+
+def _adapter_md5(lock: Path) -> str:
+    from ruamel.yaml import YAML
+
+    outs = YAML(typ="safe").load(lock)["stages"]["train"]["outs"]
+    return str(next(out["md5"] for out in outs if out["path"] == "models/adapter"))
+
+
+def test_another_training_removes_what_an_earlier_one_finished(built: Clone) -> None:
+    before = checkpoints_of(built)
+    built.set(train__learning_rate=1e-3)
+    built.run("dvc", "repro", "--single-item", "train")
+    assert checkpoints_of(built) != before
 
 
 def test_runtime_values_change_no_byte(built: Clone) -> None:
     expected = built.outputs()
-    built.set(runtime__num_workers=1, runtime__save_steps=1, runtime__report_to="tensorboard", runtime__progress=False)
+    built.set(runtime__num_workers=1, runtime__save_steps=1, runtime__save_minutes=0.01, runtime__report_to="tensorboard", runtime__progress=False)
     assert built.repro("--force") == {"prepare", "baseline", "train", "evaluate"}
     assert built.outputs() == expected
     assert list((built.path / ".dvc/tmp/tensorboard").rglob("events.out.*")), "the live view was asked for"
-
-
-def _commands(clone: Clone) -> list[str]:
-    from ruamel.yaml import YAML
-
-    return [stage["cmd"] for stage in YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"].values()]

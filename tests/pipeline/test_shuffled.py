@@ -1,16 +1,20 @@
-"""The embedded default measures learning: an adapter trained on shuffled answers must fail where the default succeeds."""
+"""The embedded default measures learning: an adapter trained on shuffled answers must fail where the default succeeds, and be called worse."""
 
-import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
+from tests.tools.test_compare import verdicts
+
+TINY = "data/raw/tiny/train-00000-of-00001.parquet"
+SHUFFLED = "data/raw/shuffled/train.jsonl"
 
 
 @pytest.mark.slow
-def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth(tmp_path: Path) -> None:
+def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth_and_is_worse(tmp_path: Path) -> None:
     rows = [row for row in tiny_rows("train", 10_000) if row["category"] != "broken"]
     answers = [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]
     random.Random(0).shuffle(answers)
@@ -18,9 +22,23 @@ def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth(tmp_path: Pa
         for message in row["messages"]:
             if message["role"] == "assistant":
                 message["content"] = answers.pop()
-    clone: Clone = new_clone(tmp_path, None, {"data/raw/shuffled/train.jsonl": rows})
-    clone.set(data__train_file="data/raw/shuffled/train.jsonl")
+    clone: Clone = new_clone(tmp_path, None, {SHUFFLED: rows})
+    clone.set(data__train_file=SHUFFLED)
     assert clone.repro() == {"prepare", "baseline", "train", "evaluate"}
-    tuned = json.loads((clone.path / "metrics/evaluate.json").read_text(encoding="utf-8"))
+    tuned: Any = clone.json("metrics/evaluate.json")
     assert tuned["exact_match"] < 0.2
     assert tuned["stop_rate"] > 0.9, "it did learn the form of a chat"
+    clone.commit("shuffled")
+    clone.run("git", "tag", "shuffled")
+
+    # A third of the default's updates, at two learning rates: the slow one has learned less.
+    run = ("dvc", "exp", "run", "-S", f"data.train_file={TINY}", "-S", "train.max_steps=130")
+    clone.run(*run, "--name", "fast")
+    clone.run(*run, "--name", "slow", "-S", "train.learning_rate=1e-4")
+    assert set(verdicts(clone.run("python", "-m", "tools.compare", "fast", "fast")).values()) == {"no difference shown"}
+    for before, after in (("fast", "slow"), ("fast", "shuffled")):
+        found = verdicts(clone.run("python", "-m", "tools.compare", before, after))
+        assert {found[name] for name in ("nll", "bits_per_byte")} == {"worse"}, (before, after)
+    found = verdicts(clone.run("python", "-m", "tools.compare", "shuffled", "fast"))
+    assert {found[name] for name in ("nll", "exact_match", "rouge_l", "chrf", "bleu")} == {"better"}
+    assert "worse: exact_match" in clone.run("python", "-m", "tools.compare", "fast", "shuffled", "--fail-if-worse", "exact_match", fails=True)

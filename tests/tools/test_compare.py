@@ -1,5 +1,6 @@
 """Two revisions of a real repository, read from DVC's cache."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from qlora.generation import Answer
-from qlora.records import write_jsonl
+from qlora.records import json_line, write_jsonl
 from qlora.test_set import _scored
 from tests.pipeline.clone import ENVIRONMENT
 from tools.compare import PREDICTIONS, WORSE
@@ -44,11 +45,12 @@ def compare(folder: Path, *arguments: str, expected: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tags `few`, `many` and `shorter`; the workspace is as `many`."""
+    """Tags `few`, `many`, `shorter` and `retokenised`; the workspace is as `many`."""
     folder = tmp_path_factory.mktemp("repository")
     run(folder, "git", "init", "--quiet")
     run(folder, "dvc", "init", "--quiet")
-    for tag, made in (("few", answers(10)), ("shorter", answers(10, count=39)), ("many", answers(35))):
+    retokenised = [{**row, "tokens": 8} for row in answers(10)]
+    for tag, made in (("few", answers(10)), ("shorter", answers(10, count=39)), ("retokenised", retokenised), ("many", answers(35))):
         (folder / PREDICTIONS).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(folder / PREDICTIONS, made)
         run(folder, "dvc", "add", "--quiet", str(PREDICTIONS))
@@ -61,7 +63,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verdicts(shown: str) -> dict[str, str]:
     """By measure, from the table."""
     lines = [line for line in shown.splitlines() if " to " in line]
-    return {line.split()[0]: line.split(" to ")[1].split(maxsplit=1)[1] for line in lines}
+    return {line.split()[0]: re.sub(r"^[01]\.\d+\s+", "", line.split(" to ")[1].split(maxsplit=1)[1]) for line in lines}
 
 
 def test_a_revision_shows_no_difference_to_itself(repository: Path) -> None:
@@ -89,6 +91,8 @@ def test_better_and_worse_are_said_and_can_set_the_exit_code(repository: Path) -
         (("few", "shorter"), "compare-unaligned"),
         (("few", "nothing"), "compare-revision"),
         (("few", "--fail-if-worse", "beauty"), "compare-score"),
+        (("few", "many", "--fail-if-worse", "length_ratio"), "compare-score"),
+        (("few", "retokenised", "--fail-if-worse", "nll"), "compare-score"),
     ],
 )
 def test_what_can_not_be_compared_is_named(repository: Path, arguments: tuple[str, ...], code: str) -> None:
@@ -103,7 +107,29 @@ def test_answers_that_are_not_at_hand_say_how_to_get_them(repository: Path, tmp_
     assert "[compare-missing]" in compare(tmp_path / "clone", "workspace", expected=2)
 
 
-def test_answers_of_an_older_version_are_named(repository: Path, tmp_path: Path) -> None:
+def test_what_another_tokenizer_made_is_compared_without_what_counts_tokens(repository: Path) -> None:
+    shown = compare(repository, "few", "retokenised")
+    assert "nll and perplexity can't be compared" in shown
+    assert verdicts(shown)["bits_per_byte"] == "no difference shown"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"id":"1","turn":0,"exact_match":1.0}\n',
+        b"",
+        b'{"id": "1", "tur',
+        json_line({**answers(1)[0], "statistics": {name: value for name, value in answers(1)[0]["statistics"].items() if name != "rouge_2"}}),
+    ],
+    ids=["older", "empty", "cut off", "a score less"],
+)
+def test_answers_that_are_damaged_or_of_another_version_are_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / PREDICTIONS).parent.mkdir(parents=True)
-    write_jsonl(tmp_path / PREDICTIONS, [{"id": "1", "turn": 0, "exact_match": 1.0}])
+    (tmp_path / PREDICTIONS).write_bytes(content)
     assert "[compare-format]" in compare(tmp_path, "workspace", expected=2)
+
+
+def test_few_conversations_are_said_to_be_few(tmp_path: Path) -> None:
+    (tmp_path / PREDICTIONS).parent.mkdir(parents=True)
+    write_jsonl(tmp_path / PREDICTIONS, answers(3, count=5))
+    assert "fewer than 12 conversations" in compare(tmp_path, "workspace")

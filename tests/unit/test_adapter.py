@@ -58,7 +58,7 @@ def test_it_loads_by_our_own_loader(published: tuple[Any, Path], default_params:
     base = load_model(default_params.base_model, Path("models/base/tiny"), torch.device("cpu"), progress=False)
     ids = torch.arange(300, 320)[None]
     with torch.no_grad():
-        assert torch.equal(model.eval()(input_ids=ids).logits, adapter.load_adapter(base, folder).eval()(input_ids=ids).logits)
+        assert torch.equal(model.eval()(input_ids=ids).logits, adapter.load_adapter(base, folder, "tiny").eval()(input_ids=ids).logits)
 
 
 def test_publishing_replaces_the_whole_folder(published: tuple[Any, Path], template: ChatTemplate) -> None:
@@ -71,7 +71,7 @@ def test_publishing_replaces_the_whole_folder(published: tuple[Any, Path], templ
 
 def test_a_folder_without_an_adapter_says_how_to_get_one(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dvc repro train"):
-        adapter.load_adapter(tiny_model, tmp_path)
+        adapter.load_adapter(tiny_model, tmp_path, "tiny")
 
 
 def test_an_adapter_of_another_base_model_is_refused(published: tuple[Any, Path], tokenizer: Any) -> None:
@@ -81,7 +81,21 @@ def test_an_adapter_of_another_base_model_is_refused(published: tuple[Any, Path]
     config = AutoModelForCausalLM.from_pretrained("models/base/tiny").config
     config.intermediate_size = 64
     with pytest.raises(InputError, match="does not fit this base model"):
-        adapter.load_adapter(AutoModelForCausalLM.from_config(config), folder)
+        adapter.load_adapter(AutoModelForCausalLM.from_config(config), folder, "tiny")
+    with pytest.raises(InputError, match=r"adapter-foreign\] .* was trained on models/base/tiny, base_model.name is 'large'"):
+        adapter.load_adapter(AutoModelForCausalLM.from_pretrained("models/base/tiny"), folder, "large")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_a_damaged_adapter_is_refused(published: tuple[Any, Path], name: str, kept: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, folder = published
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(InputError, match="adapter-unloadable"):
+        adapter.load_adapter(AutoModelForCausalLM.from_pretrained("models/base/tiny"), folder, "tiny")
 
 
 def test_a_tokenizer_that_saves_other_than_it_is_publishes_nothing(

@@ -82,6 +82,36 @@ def test_other_turns_are_refused() -> None:
         compare(predictions(WRONG, REFERENCES), predictions(WRONG[:-1], REFERENCES[:-1]), resamples=10)
 
 
+def test_a_turn_that_one_side_lacks_or_did_not_answer_is_refused() -> None:
+    whole = predictions(WRONG, REFERENCES, turns=2)
+    with pytest.raises(InputError, match=r"1 stand in one of them alone, such as \[\('0029', 1\)\]"):
+        compare(whole, whole[:-1], resamples=10)
+    unanswered = [*whole[:-1], {**whole[-1], "answer": None}]
+    with pytest.raises(InputError, match=r"the same turns were not answered with the same seeds, such as turn 1 of 0029 with seed 0.*evaluate.turns"):
+        compare(whole, unanswered, resamples=10)
+    with pytest.raises(InputError, match=r"such as turn 0 of 0000 with seed 0.*evaluate.generation_seeds"):
+        compare(whole, [{**row, "seed": 1} for row in whole], resamples=10)
+
+
+def test_measures_per_token_are_left_out_where_the_tokens_differ() -> None:
+    before = predictions(WRONG, REFERENCES)
+    found = compare(before, [{**row, "tokens": 8} for row in before], resamples=50)
+    assert set(MEASURES) - set(found) == {"nll", "perplexity"}
+    assert found["bits_per_byte"].verdict == "no difference shown"
+
+
+def test_few_conversations_give_no_verdict() -> None:
+    few = comparison.FEWEST - 1
+    sides = predictions(WRONG[:few], REFERENCES[:few]), predictions(REFERENCES[:few], REFERENCES[:few])
+    assert compare(*sides, resamples=50)["exact_match"].verdict == "no difference shown"
+    assert (
+        compare(predictions(WRONG[: few + 1], REFERENCES[: few + 1]), predictions(REFERENCES[: few + 1], REFERENCES[: few + 1]), resamples=50)[
+            "exact_match"
+        ].verdict
+        == "better"
+    )
+
+
 @pytest.mark.parametrize("kind", ["normal", "binary", "ratio"])
 def test_the_interval_holds_the_truth_in_95_of_100_experiments(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Experiments with a known difference; 1,500 of them give the coverage to 1.1 % (two standard errors)."""

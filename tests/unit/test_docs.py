@@ -17,7 +17,7 @@ def test_every_error_code_is_explained_and_every_explained_code_exists() -> None
     for folder in ("qlora", "stages", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            raised |= set(re.findall(r'(?:InputError|MachineError|super\(\).__init__)\(\s*"([a-z0-9-]+)"', text)) | set(
+            raised |= set(re.findall(r'(?:InputError|MachineError|StoppedError|super\(\).__init__)\(\s*"([a-z0-9-]+)"', text)) | set(
                 re.findall(r'f?"\[([a-z-]+)\] \{', text)
             )
     explained = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE))
@@ -46,7 +46,7 @@ def test_every_path_of_the_readmes_tree_exists() -> None:
     assert all((ROOT / path).exists() for path in paths if path not in ("data/prepared/", "data/predictions/", "models/adapter/", "reports/"))
 
 
-@pytest.mark.parametrize("module", ["tools.pin", "tools.recipes"])
+@pytest.mark.parametrize("module", sorted(f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py")))
 def test_every_tool_explains_itself_without_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"

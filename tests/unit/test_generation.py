@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from qlora.chat_template import ChatTemplate
 from qlora.generation import batches_of, generate
@@ -15,7 +16,7 @@ def ask(
     stops = [tokenizer.convert_tokens_to_ids(stop)]
     values = params.evaluate.model_copy(update={"max_new_tokens": 12, **changes})
     done: list[int] = []
-    batches = dict(enumerate(batches_of(prompts, values.batch_size)))
+    batches = dict(enumerate(batches_of(prompts, values.batch_size, most=context - values.max_new_tokens)))
     answers = generate(model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, done=done.append)
     assert sum(done) == len(texts)
     return [(answers[place].text, answers[place].stopped) for place in range(len(texts))]
@@ -25,6 +26,7 @@ def test_the_longest_prompts_are_answered_first_and_each_once() -> None:
     prompts = [[0] * length for length in (3, 5, 1, 5, 2)]
     assert batches_of(prompts, 2) == [[1, 3], [0, 4], [2]]
     assert batches_of([], 2) == []
+    assert batches_of(prompts, 2, most=2) == [[1], [3], [0], [4, 2]], "without room for a whole answer a prompt is alone"
 
 
 TEXTS = ['Spell "velat".', "What is 20 + 22?", 'Say "mo" twice.', 'What is the first letter of "dunar"?', "What number comes after 345?"]
@@ -83,3 +85,16 @@ def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers
 
     shares = [{number: batches[number]} for number in batches]
     assert drawn(batches) == {place: text for share in reversed(shares) for place, text in drawn(share).items()}
+
+
+def test_a_model_that_has_no_place_beyond_its_context_is_not_asked_for_one(tokenizer: Any, default_params: Params) -> None:
+    """Learned positions end with the context; rotary ones go on."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
+    prompts = [[5] * 30, [6] * 4, [7] * 9]
+    values = default_params.evaluate.model_copy(update={"max_new_tokens": 20})
+    batches = dict(enumerate(batches_of(prompts, 3, most=32 - 20)))
+    answers = generate(GPT2LMHeadModel(config).eval(), tokenizer, prompts, batches, values, seed=0, stop_ids=[], context=32, done=lambda _: None)
+    assert [answers[place].tokens for place in range(3)] == [2, 20, 20]

@@ -32,7 +32,7 @@ def write(path: Path, text: str = HOSTILE, count: int = 12) -> str:
     ]
     base = [prediction(conversation, text if place else "right", 3.0) for place, conversation in enumerate(conversations)]
     tuned = [prediction(conversation, "right" if place else text, 2.0 + 2 * (place == 0)) for place, conversation in enumerate(conversations)]
-    counts = {"conversations": count}
+    counts = {"conversations": count + 3, "too_long": 2, "control_token": 0, "not_chosen": 1}
     report.write(
         path,
         title=f"{text} and tuned",
@@ -59,6 +59,7 @@ def test_what_a_model_wrote_stays_text_and_no_script_but_the_pages_own_may_run(t
 
 def test_every_number_and_every_part_is_there(tmp_path: Path) -> None:
     page = write(tmp_path / "report.html", "plain")
+    assert "12 answers to 12 of 15 test conversations; left out: 2 longer than the model&#x27;s context, 1 not chosen." in page
     for part in ("Metrics", "Charts", "Most improved", "Most worsened", "All answers"):
         assert f">{part}</h2>" in page
     row = next(line for line in page.splitlines() if line.startswith("<tr><td>exact_match"))
@@ -67,6 +68,73 @@ def test_every_number_and_every_part_is_there(tmp_path: Path) -> None:
     assert page.count('<article class="example">') == report.EXAMPLES + 1
     assert page.count("<tr data-category") == 12
     assert page.count("<svg") == 5 + len(comparison.MEASURES)
+
+
+def conversation_of_three(text: str) -> tuple[Conversation, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Three answered turns and what base and tuned model said, the last turn alone answered, each with two seeds."""
+    messages = [Message(role="system", content=f"S {text}")]
+    for turn in range(3):
+        messages += [Message(role="user", content=f"Q{turn} {text}"), Message(role="assistant", content=f"R{turn} {text}")]
+    conversation = Conversation("three", "c", messages)
+    sides = []
+    for side, nll in (("base", 3.0), ("tuned", 2.0)):
+        rows = []
+        for turn in range(3):
+            for seed in (5, 6):
+                said = test_set._scored(Answer(f"{side} seed {seed} {text}", stopped=True, tokens=3) if turn == 2 else None, f"R{turn} {text}")
+                rows.append(
+                    {"id": "three", "turn": turn, "category": "c", "seed": seed, "nll_sum": nll, "stop_nll": 0.1, "tokens": 4, "bytes": 9, **said}
+                )
+        sides.append(rows)
+    return conversation, sides[0], sides[1]
+
+
+def test_the_last_turn_of_several_stands_under_its_history_with_the_first_seeds_answers(tmp_path: Path) -> None:
+    conversation, base, tuned = conversation_of_three("<b>&")
+    (example,) = report._examples([conversation], base, tuned)
+    assert (example.question, example.reference) == ("Q2 <b>&", "R2 <b>&")
+    assert [message["content"] for message in example.history] == ["S <b>&", "Q0 <b>&", "R0 <b>&", "Q1 <b>&", "R1 <b>&"]
+    assert (example.base["answer"], example.tuned["answer"]) == ("base seed 5 <b>&", "tuned seed 5 <b>&")
+    assert example.gain[1] == pytest.approx((3.0 - 2.0) / 4)
+    shown = "".join(report._section("improved", "t", [example], ""))
+    assert "<b>&" not in shown.replace("<b>system</b>", "").replace("<b>user</b>", "").replace("<b>assistant</b>", "")
+    order = [shown.index(text) for text in ("S &lt;b&gt;", "R1 &lt;b&gt;", "Q2 &lt;b&gt;", "R2 &lt;b&gt;", "base seed 5", "tuned seed 5")]
+    assert order == sorted(order)
+    row = "".join(report._all([example]))
+    assert float(re.findall(r'data-gain="([^"]+)"', row)[0]) == pytest.approx(example.gain[0] + example.gain[1] * 1e-6)
+
+
+def test_of_many_answers_the_first_are_shown_and_the_rest_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROWS_SHOWN", 5)
+    page = write(tmp_path / "report.html", "plain")
+    assert page.count('<tr class="hidden"') == 7
+    if CHROMIUM:
+        drawn, console = browse(tmp_path / "report.html", tmp_path / "profile")
+        assert console == ""
+        assert "12 of 12, the first 5 are shown" in drawn
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+def test_the_most_improved_come_first_when_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "report.html", "plain")
+    page = tmp_path / "sorted.html"
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # The page's policy allows no script but its own: what a person does with the mouse is added under another policy.
+    act = "document.getElementById('order').value='loss';document.getElementById('order').dispatchEvent(new Event('change'))"
+    text = re.sub(r"script-src &#x27;sha256-[^&]+&#x27;", "script-src &#x27;unsafe-inline&#x27;", text).replace(
+        "</body>", f"<script>{act}</script></body>"
+    )
+    page.write_text(text, encoding="utf-8")
+    drawn, console = browse(page, tmp_path / "profile")
+    assert console == ""
+    gains = [float(gain) for gain in re.findall(r'<tr[^>]* data-gain="([^"]+)"', drawn)]
+    assert gains == sorted(gains)
+    assert gains[0] < 0 < gains[-1]
+
+
+def test_a_number_beyond_reading_is_short() -> None:
+    assert report._short(1e304) == "1.00e+304"
+    assert report._short(12_345.6, "+") == "+12,346"
 
 
 def browse(page: Path, folder: Path, *options: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from qlora.scoring import SCORES
+from qlora.scoring.rouge import longest_common_subsequence
 from qlora.words import words
 
 
@@ -29,10 +30,18 @@ FIXTURES: dict[str, list[tuple[str, str, float]]] = {
         ("!", "!", 1.0),
         ("!", "?", 0.0),
     ],
-    "rouge_1": [("the cat", "the black cat", 0.8), ("cat the", "the cat", 1.0), ("東京", "東大", 0.5)],
+    "rouge_1": [("the cat", "the black cat", 0.8), ("cat the", "the cat", 1.0), ("東京", "東大", 0.5), ("カタ", "カナ", 0.5)],
     # Pairs "the black", "black cat" against "a black", "black cat".
     "rouge_2": [("a black cat", "the black cat", 0.5), ("cat", "cat", 0.0), ("東京大学", "東京大阪", 2 / 3)],
-    "rouge_l": [("the cat", "the black cat", 0.8), ("", "a", 0.0), ("Ömer", "ömer", 1.0), ("да нет", "да", 2 / 3), ("ไทย", "ไทย", 1.0)],
+    "rouge_l": [
+        ("the cat", "the black cat", 0.8),
+        ("", "a", 0.0),
+        ("Ömer", "ömer", 1.0),
+        ("да нет", "да", 2 / 3),
+        ("ไทย", "ไทย", 1.0),
+        ("👍", "👍", 1.0),
+        ("👍", "!", 0.0),
+    ],
     # Of "ab" and "ac" one of two characters is common, of the pairs none: the mean precision and recall are 1/4.
     "chrf": [("ab", "ac", 25.0), ("東京は", "東京は", 100.0), ("", "a", 0.0)],
     "bleu": [
@@ -116,3 +125,12 @@ def test_vowel_marks_belong_to_their_word() -> None:
     assert words("كِتَاب كُتُب") == ["كِتَاب", "كُتُب"]
     assert words("தமிழ் சொல்") == ["தமிழ்", "சொல்"]
     assert words("cafe\u0301 x") == ["cafe\u0301", "x"]
+
+
+def test_the_longest_common_subsequence_is_that_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import _lcs_table
+
+    rng = random.Random(0)
+    for _ in range(300):
+        texts = [[rng.choice("abcdefg"[: rng.randint(1, 7)]) for _ in range(rng.randint(0, 90))] for _ in range(2)]
+        assert longest_common_subsequence(*texts) == _lcs_table(*texts)[-1][-1]

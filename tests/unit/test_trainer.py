@@ -1,6 +1,6 @@
 """Training on the embedded model: what must and must not move, and losses that are what they say."""
 
-import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,59 +9,23 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from qlora import base_model
-from qlora.chat_template import ChatTemplate, spans_of
-from qlora.conversation import Conversation, Message
-from qlora.encoding import IGNORE_INDEX, Example, encode_split
+from qlora.callbacks import DivergenceWarning
+from qlora.chat_template import spans_of
+from qlora.checkpoints import Checkpoints
+from qlora.encoding import IGNORE_INDEX, Example
+from qlora.errors import InputError
+from qlora.interruption import Interruption
 from qlora.params import Params
-from qlora.trainer import lora_config, make_trainer
-
-TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
-
-
-def changed(params: Params, **values: Any) -> Params:
-    """The params with `section__key=value` in place."""
-    update: dict[str, Any] = {}
-    for name, value in values.items():
-        section, _, key = name.partition("__")
-        update[section] = (update.get(section) or getattr(params, section)).model_copy(update={key: value})
-    return params.model_copy(update=update)
+from qlora.trainer import conversations_of, lora_config, make_trainer
+from tests.unit.trainings import adapted, changed
 
 
-@pytest.fixture
-def few_steps(default_params: Params) -> Params:
-    return changed(
-        default_params,
-        train__max_steps=3,
-        train__batch_size=2,
-        train__logging_steps=1,
-        train__warmup_steps=0,
-        sequence__max_length=128,
-        runtime__progress=False,
-    )
-
-
-@pytest.fixture
-def examples(template: ChatTemplate, few_steps: Params) -> list[Example]:
-    conversations = [
-        Conversation(
-            str(number),
-            "c",
-            [Message(role="user", content=f"What is {number} + 1?" + " please" * (number % 4)), Message(role="assistant", content=str(number + 1))],
-        )
-        for number in range(10, 30)
-    ]
-    return encode_split(conversations, template, few_steps.sequence, "train").examples
-
-
-def adapted(params: Params) -> Any:
-    base = base_model.load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
-    set_seed(params.train.seed)
-    return get_peft_model(base, lora_config(params.lora))
+def trainer_of(params: Params, model: Any, tokenizer: Any, train: list[Example], validation: list[Example], folder: Path) -> Any:
+    return make_trainer(params, model, tokenizer, train, validation, Checkpoints(folder), Interruption())
 
 
 def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> Any:
-    trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], folder)
+    trainer = trainer_of(params, adapted(params), tokenizer, examples, examples[:7], folder)
     trainer.train()
     return trainer
 
@@ -73,7 +37,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 def test_every_adapter_weight_moves_and_no_base_weight_does(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
     model = adapted(few_steps)
     before = weights(model)
-    make_trainer(few_steps, model, tokenizer, examples, examples[:7], tmp_path).train()
+    trainer_of(few_steps, model, tokenizer, examples, examples[:7], tmp_path).train()
     for name, weight in weights(model).items():
         moved = not torch.equal(weight, before[name])
         assert moved == ("lora_" in name), name
@@ -95,7 +59,7 @@ def test_validation_loss_is_nats_over_supervised_tokens(
     few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, packing: str
 ) -> None:
     params = changed(few_steps, sequence__packing=packing, hardware__per_device_train_batch_size=1 if packing == "bfd" else 2)
-    trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], tmp_path)
+    trainer = trainer_of(params, adapted(params), tokenizer, examples, examples[:7], tmp_path)
     measured = trainer.evaluate()["eval_loss"]
     nats, tokens = 0.0, 0
     for example in examples[:7]:
@@ -125,7 +89,7 @@ def test_a_packed_conversation_has_the_log_probabilities_that_it_has_alone(
     if random_weights:
         set_seed(0)
         model = get_peft_model(AutoModelForCausalLM.from_config(model.config, dtype=torch.float32), lora_config(few_steps.lora))
-    trainer = make_trainer(few_steps, model, tokenizer, examples, [], tmp_path)
+    trainer = trainer_of(few_steps, model, tokenizer, examples, [], tmp_path)
     model = trainer.model if random_weights else trainer.model.double()
     model.set_attn_implementation(attention)
     shared = 0
@@ -148,7 +112,7 @@ def test_the_same_tokens_are_learned_packed_or_not(few_steps: Params, examples: 
 
     def learned(packing: str) -> list[list[int]]:
         params = changed(few_steps, sequence__packing=packing, hardware__per_device_train_batch_size=rows)
-        trainer = make_trainer(params, adapted(params), tokenizer, examples, [], tmp_path)
+        trainer = trainer_of(params, adapted(params), tokenizer, examples, [], tmp_path)
         runs = []
         for batch in trainer.get_train_dataloader():
             for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
@@ -224,10 +188,46 @@ def test_4bit_gradients_after_an_evaluation_equal_those_before_it(few_steps: Par
     assert flags == {False}
 
 
-def test_nan_is_not_logged_as_zero(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
-    model = adapted(few_steps)
-    with torch.no_grad():
-        next(weight for weight in model.parameters() if weight.requires_grad).fill_(float("nan"))
-    trainer = make_trainer(few_steps, model, tokenizer, examples, examples[:7], tmp_path)
-    trainer.train()
-    assert all(math.isnan(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+def test_what_is_no_number_ends_the_training_with_the_step_and_the_conversations(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = trainer_of(changed(few_steps, train__batch_size=2), adapted(few_steps), tokenizer, examples, examples[:7], tmp_path)
+    step = trainer.training_step
+
+    def broken_at_the_second(model: Any, inputs: Any, *rest: Any) -> Any:
+        loss = step(model, inputs, *rest)
+        return loss * float("nan") if trainer.state.global_step == 1 else loss
+
+    trainer.training_step = broken_at_the_second
+    with pytest.raises(InputError, match=r"train-not-finite\] the loss at step 2 is nan, nothing was published.*learning_rate") as error:
+        trainer.train()
+    named = set(re.findall(r"\d+", error.value.message.partition("conversations ")[2].partition(":")[0]))
+    assert named
+    assert named < {example.conversation for example in examples}
+    sampled = [ids for batch in trainer._batches for ids in conversations_of(batch)]
+    assert named == {example.conversation for example in examples if tuple(example.ids) in sampled}
+    assert list(tmp_path.glob("checkpoint-*")) == []
+
+
+@pytest.mark.parametrize("packing", ["bfd", "none"])
+def test_the_conversations_of_a_batch_are_told_from_its_tensors(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, packing: str
+) -> None:
+    params = changed(few_steps, sequence__packing=packing, hardware__per_device_train_batch_size=2)
+    trainer = trainer_of(params, adapted(params), tokenizer, examples, [], tmp_path)
+    found = [ids for batch in trainer.get_train_dataloader() for ids in conversations_of(batch)]
+    assert sorted(found) == sorted(tuple(example.ids) for example in examples)
+
+
+def test_a_loss_that_rises_far_above_its_lowest_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import TrainerState
+
+    warning = DivergenceWarning()
+    state: Any = TrainerState()
+    for loss in [4.0, 3.0, 2.0, 2.0, 2.0] + [2.2] * 40 + [9.0] * 40:
+        warning.on_log(None, state, None, {"loss": loss})  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("warning: the loss diverges") == 1
+    calm = DivergenceWarning()
+    for loss in [4.0, 3.0, 2.0] + [1.9, 2.3] * 200:
+        calm.on_log(None, state, None, {"loss": loss})  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

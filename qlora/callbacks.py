@@ -1,0 +1,109 @@
+"""What happens between the updates of a training: checkpoints, signals, and what a person sees."""
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from qlora.interruption import Interruption
+from qlora.params.runtime import RuntimeParams
+from qlora.ranks import highest
+
+GO_ON, SAVE, STOP = range(3)
+LINE_SECONDS = 30
+"""Between two lines about a training that nobody watches in a terminal."""
+SMOOTHING = 0.95
+"""Share of the mean so far in the next mean of the loss."""
+DIVERGED = 1.5
+"""A smoothed loss that is this many times its lowest has diverged."""
+
+
+class SaveOrStop(TrainerCallback):
+    """Decides after each update whether a checkpoint is written and whether the training ends early.
+
+    A checkpoint at the end of an epoch waits for that epoch's validation, so that going on from it repeats and skips nothing. After the
+    last update there is none: the training is about to end by itself, and a signal then waits for that.
+    """
+
+    def __init__(self, runtime: RuntimeParams, interruption: Interruption, updates_per_epoch: int) -> None:
+        self.runtime = runtime
+        self.interruption = interruption
+        self.updates_per_epoch = updates_per_epoch
+        self.stopped = False
+        """Whether a signal ended the training, after a checkpoint."""
+        self._saved_at = time.monotonic()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        if state.global_step < state.max_steps and state.global_step % self.updates_per_epoch:
+            self._decide(state, control, epoch_ended=False)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        if self.stopped:
+            # The epoch did not end, the training did: what is due at its end is not due now.
+            control.should_evaluate = control.should_save = control.should_log = False
+        elif state.global_step < state.max_steps:
+            self._decide(state, control, epoch_ended=True)
+
+    def _decide(self, state: TrainerState, control: TrainerControl, *, epoch_ended: bool) -> None:
+        steps, minutes = self.runtime.save_steps, self.runtime.save_minutes
+        due = epoch_ended if steps is None and minutes is None else False
+        due |= steps is not None and state.global_step % steps == 0
+        due |= minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        decision = highest(STOP if self.interruption.noted else SAVE if due else GO_ON)
+        if decision != GO_ON:
+            control.should_save = True
+            self._saved_at = time.monotonic()
+        if decision == STOP:
+            control.should_training_stop = self.stopped = True
+
+
+class DivergenceWarning(TrainerCallback):
+    """Says once that the loss has risen far above its lowest."""
+
+    def __init__(self) -> None:
+        self._smoothed: float | None = None
+        self._lowest = float("inf")
+        self._warned = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        if not logs or "loss" not in logs:
+            return
+        self._smoothed = logs["loss"] if self._smoothed is None else SMOOTHING * self._smoothed + (1 - SMOOTHING) * logs["loss"]
+        self._lowest = min(self._lowest, self._smoothed)
+        if self._smoothed > DIVERGED * self._lowest and state.is_world_process_zero and not self._warned:
+            self._warned = True
+            print(
+                f"\nwarning: the loss diverges: {self._smoothed:.3f} at step {state.global_step}, it was {self._lowest:.3f}; "
+                "a lower train.learning_rate or more train.warmup_steps may help",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class LossBar(ProgressCallback):
+    """One bar with the last loss in it, in place of a dict per line."""
+
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: Any = None, **_: Any) -> None:  # type: ignore[override]
+        shown = {name: f"{logs[name]:.4f}" for name in ("loss", "eval_loss") if logs and name in logs}
+        bar: Any = self.training_bar
+        if bar is not None and shown:
+            bar.set_postfix(shown)
+
+
+class LossLines(TrainerCallback):
+    """A line now and then for logs, in which a bar would leave a line per update."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        shown = [f"{words} {logs[name]:.4f}" for name, words in (("loss", "loss"), ("eval_loss", "validation loss")) if logs and name in logs]
+        now = time.monotonic()
+        if shown and state.is_world_process_zero and ("eval_loss" in logs or now - self._shown_at > LINE_SECONDS):
+            self._shown_at = now
+            print(f"step {state.global_step:,} of {state.max_steps:,}: {', '.join(shown)}", flush=True)

@@ -1,0 +1,63 @@
+"""Signals that end a training: with a checkpoint, at the end of the update that it is in."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from qlora.errors import StoppedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Asked to end by a scheduler, by Ctrl-C, by a scheduler that warns before it kills, by a terminal that closes."""
+PR_SET_PDEATHSIG = 1
+AT_ONCE_SECONDS = 1.0
+"""A second Ctrl-C after this long ends the process at once; a first one may arrive twice, from the terminal and from dvc."""
+
+
+class Interruption:
+    """While entered: a signal is noted and the work may end itself, once `can_wait`; before that it raises StoppedError.
+
+    The handlers that were there are put back at the end.
+    """
+
+    def __init__(self) -> None:
+        self.noted: str | None = None
+        """Name of the first signal."""
+        self.can_wait = False
+        self._since = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if not self.can_wait:
+            raise StoppedError("stopped", f"{name} before the first update: nothing was lost, run again")
+        if self.noted is None:
+            self.noted, self._since = name, time.monotonic()
+            print(f"\n{name}: a checkpoint is saved at the end of this update, then the training ends", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT and time.monotonic() - self._since > AT_ONCE_SECONDS:
+            raise StoppedError("stopped", "a second Ctrl-C: ended at once, run again to go on from the last checkpoint")
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent ends: a killed dvc leaves no stage behind that goes on.
+
+    Only where dvc is the parent, by `exec` in a stage's command; a stage run by hand may outlive its shell.
+    """
+    if sys.platform != "linux" or "DVC_ROOT" not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # It may have ended before that: then another process, the first one as a rule, has taken its place.
+    if os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
+        sys.exit(StoppedError.exit_code)

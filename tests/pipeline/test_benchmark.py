@@ -1,0 +1,87 @@
+"""The harness on a task file of one's own, base and tuned, against this project's own likelihoods."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.clone import Clone
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: generate_until
+description: Answer only.
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["<|eot_id|>"], max_gen_toks: 3, do_sample: false}}
+filter_list: [{{name: none, filter: [{{function: remove_whitespace}}, {{function: take_first}}]}}]
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 7}}
+"""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def task(built: Clone) -> list[str]:
+    """Its arguments. It asks the first question of each test conversation and expects what the tuned model answered in `evaluate`."""
+    answers = {row["id"]: row["answer"] for row in lines(built.path / "data/predictions/tuned.jsonl") if row["turn"] == 0}
+    rows = []
+    for conversation in lines(built.path / "data/prepared/test.jsonl"):
+        assert conversation["messages"][0] == {"role": "system", "content": "Answer only."}
+        rows.append({"question": conversation["messages"][1]["content"], "answer": answers[conversation["id"]]})
+    folder = built.path / "tasks"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "mine.yaml").write_text(TASK.format(rows=folder / "rows.jsonl"), encoding="utf-8")
+    return ["--tasks", "mine", "--include", str(folder)]
+
+
+def test_the_harness_hears_the_answers_of_the_evaluation_and_says_on_what_it_ran(built: Clone, task: list[str], tmp_path: Path) -> None:
+    output = built.run("python", "-m", "tools.benchmark", *task, HF_HOME=str(tmp_path))
+    record: Any = built.json("metrics/benchmark.json")
+    base, tuned = ([row["answer"] for row in lines(built.path / f"data/predictions/{name}.jsonl") if row["turn"] == 0] for name in ("base", "tuned"))
+    assert record["tuned"]["mine"]["exact_match"] == 1
+    assert record["base"]["mine"]["exact_match"] == pytest.approx(sum(map(str.__eq__, base, tuned)) / len(tuned))
+    assert record["base"]["mine"]["exact_match"] < 1
+    assert record["delta"]["mine"] == {"exact_match": 1 - record["base"]["mine"]["exact_match"]}
+    assert "mine exact_match" in output
+    ran_on = record["ran_on"]
+    assert ran_on["task_versions"] == {"mine": 7}
+    for name, digest in ran_on["adapter_sha256"].items():
+        assert hashlib.sha256((built.path / "models/adapter" / name).read_bytes()).hexdigest() == digest
+    assert ran_on["base_model"]["manifest_sha256"] == hashlib.sha256((built.path / "models/base/tiny.json").read_bytes()).hexdigest()
+    assert built.run("dvc", "status") == "Data and pipelines are up to date.\n"
+
+    rows = built.path / "tasks/rows.jsonl"
+    rows.write_text(rows.read_text(encoding="utf-8").replace('question": "', 'question": "Well, ', 1), encoding="utf-8")
+    built.run("python", "-m", "tools.benchmark", *task, HF_HOME=str(tmp_path))
+    again: Any = built.json("metrics/benchmark.json")
+    assert again["ran_on"].pop("documents_sha256") != ran_on.pop("documents_sha256"), "other documents have another hash"
+    assert again["ran_on"] == ran_on
+
+
+def test_what_can_not_be_benchmarked_is_one_message(built: Clone, task: list[str], tmp_path: Path) -> None:
+    output = built.run("sh", "-c", f"python -m tools.benchmark --tasks beauty {' '.join(task[2:])}; echo status $?")
+    assert "[benchmark-task] the harness knows no task 'beauty'" in output
+    assert "status 2" in output
+    (built.path / "tasks/rows.jsonl").unlink()
+    output = built.run("sh", "-c", f"python -m tools.benchmark {' '.join(task)}; echo status $?", HF_HOME=str(tmp_path))
+    assert "[benchmark-data]" in output
+    assert "status 3" in output
+    assert "Traceback" not in output
+    assert not (built.path / "metrics/benchmark.json").exists()
+
+    # A harness that is not installed.
+    (tmp_path / "absent" / "lm_eval").mkdir(parents=True)
+    (tmp_path / "absent" / "lm_eval" / "__init__.py").write_text("raise ImportError(name='lm_eval')\n", encoding="utf-8")
+    output = built.run("sh", "-c", f"python -m tools.benchmark {' '.join(task)}; echo status $?", PYTHONPATH=str(tmp_path / "absent"))
+    assert "[benchmark-harness] lm_eval is not installed: pip install -r requirements-benchmark.txt" in output
+    assert "status 3" in output
