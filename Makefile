@@ -8,7 +8,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help setup repro test check
+.PHONY: help setup repro test check torture
 
 help: ## List these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -25,6 +25,9 @@ check: $(READY_DEV) ## Format, lint and types
 	ruff format --check .
 	ruff check .
 	mypy
+
+torture: $(READY_DEV) ## Kill runs at random moments for an hour and compare every byte (KILLS=200 MINUTES=60 SEED=0)
+	python -m benchmarks.torture --kills $(or $(KILLS),200) --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0)
 
 $(READY): requirements.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

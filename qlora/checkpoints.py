@@ -168,6 +168,14 @@ def _locked(path: Path, deadline: float) -> IO[str]:
     return lock
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains there."""
+    lock = _try_lock(folder / "lock")
+    if lock:
+        lock.close()
+    return lock is None
+
+
 def _try_lock(path: Path) -> IO[str] | None:
     """The file, locked and naming this process; None while another process holds it. The system frees it when its holder ends, however it ends."""
     file = path.open("a+", encoding="utf-8")

@@ -1,57 +1,122 @@
 """What DVC has recorded: the hashes of dvc.lock and the objects of its cache. Imports no dvc, which takes a second."""
 
+import configparser
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qlora.errors import InputError
-from qlora.manifest import project_root
+from qlora.manifest import project_root, remembered
+from qlora.records import READ_BYTES
 
 LOCK = Path("dvc.lock")
 
 
-def recorded_outputs(lock: Path = LOCK) -> dict[str, str]:
-    """md5 of every output of every stage by its path, as dvc.lock has it; empty without a dvc.lock.
+class Recorded(NamedTuple):
+    """One path of one stage in dvc.lock."""
+
+    stage: str
+    path: str
+    md5: str
+    is_output: bool
+
+
+def recorded(lock: Path = LOCK) -> list[Recorded]:
+    """Every dependency and output of every stage; nothing without a dvc.lock.
 
     Raises:
         InputError: it is not a lock file.
     """
     try:
         record: Any = YAML(typ="safe", pure=True).load(lock) or {}
-        outputs = [out for stage in record.get("stages", {}).values() for out in stage.get("outs", [])]
-        return {str(out["path"]): str(out["md5"]) for out in outputs}
+        return [
+            Recorded(name, str(entry["path"]), str(entry["md5"]), kind == "outs")
+            for name, stage in record.get("stages", {}).items()
+            for kind in ("deps", "outs")
+            for entry in stage.get(kind, [])
+        ]
     except FileNotFoundError:
-        return {}
+        return []
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("lock-damaged", f"{lock} is no lock file of DVC ({error}): `git checkout -- {lock}`") from None
+
+
+def recorded_outputs() -> dict[str, str]:
+    """md5 of every output of every stage by its path."""
+    return {entry.path: entry.md5 for entry in recorded() if entry.is_output}
+
+
+def outputs_in_git(pipeline: Path = Path("dvc.yaml")) -> set[str]:
+    """Outputs that dvc.yaml keeps out of the cache."""
+    stages = YAML(typ="safe", pure=True).load(pipeline)["stages"].values()
+    entries = [entry for stage in stages for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []) if isinstance(entry, dict)]
+    return {path for entry in entries for path, options in entry.items() if options.get("cache") is False}
 
 
 def md5_of(path: Path) -> str:
     """As DVC hashes: a file by its bytes, a folder by the list of its files and their hashes."""
     if path.is_dir():
-        return hashlib.md5(_listing(path)).hexdigest() + ".dir"
+        return hashlib.md5(listing(path)).hexdigest() + ".dir"
+    digest = hashlib.md5()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _listing(folder: Path) -> bytes:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def listing(folder: Path) -> bytes:
+    """The object that the cache holds for a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
 
 
+def require_recorded(paths: Iterable[Path]) -> None:
+    """What a stage reads is what another stage made. DVC itself looks no further than at a file's time and size.
+
+    Raises:
+        InputError: a file is not the output that dvc.lock records; one that it does not record is no matter.
+    """
+    outputs = recorded_outputs()
+    memory = project_root() / ".dvc" / "tmp" / "inputs.json"
+    for path in paths:
+        if str(path) in outputs and path.exists() and (found := remembered(path, md5_of, memory)) != outputs[str(path)]:
+            raise InputError(
+                "input-changed",
+                f"{path} has the md5 {found}, dvc.lock says {outputs[str(path)]}: it was changed after it was made. "
+                f"`dvc checkout --force {path}` brings it back, `dvc repro` makes it again.",
+            )
+
+
+def cache_folder() -> Path:
+    """Where DVC keeps its objects: .dvc/cache, or what `cache.dir` says."""
+    root = project_root() / ".dvc"
+    settings = configparser.ConfigParser()
+    settings.read([root / "config", root / "config.local"], encoding="utf-8")
+    return root / settings.get("cache", "dir", fallback="cache").strip("\"'")
+
+
 def cached(md5: str) -> Path:
-    """Where the cache holds an object, in its default place."""
-    return project_root() / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    """Where the cache holds an object, or would."""
+    return cache_folder() / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def is_committed(path: Path, output: str, recorded: Mapping[str, str]) -> bool:
+def objects(md5: str) -> Iterator[str]:
+    """An output's objects: its own, and for a folder those of its files, as far as the cache can tell."""
+    yield md5
+    if md5.endswith(".dir") and cached(md5).is_file():
+        try:
+            yield from (str(entry["md5"]) for entry in json.loads(cached(md5).read_bytes()))
+        except (ValueError, TypeError, KeyError):
+            return
+
+
+def is_committed(path: Path, output: str, outputs: Mapping[str, str]) -> bool:
     """Whether DVC has taken what lies at `path` as `output`: dvc.lock says so, or, for an experiment in a copy, the cache holds all of it."""
     md5 = md5_of(path)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return recorded.get(output) == md5 or (cached(md5).is_file() and all(cached(md5_of(file)).is_file() for file in files))
+    return outputs.get(output) == md5 or all(cached(part).is_file() for part in objects(md5))

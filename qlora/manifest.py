@@ -6,7 +6,7 @@ Imports no torch: the tools that write and check manifests start at once.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 from tqdm import tqdm
 
 from qlora.errors import InputError
-from qlora.records import write_json
+from qlora.records import READ_BYTES, write_json
 
 LOADED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files that loading a model may read. Nothing pickled, no code."""
-CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -74,45 +73,54 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file, tqdm(total=size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, delay=1, disable=None) as bar:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(READ_BYTES):
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
 
 
-def verify(manifest: Manifest, folder: Path, memory: Path) -> None:
+def verify(manifest: Manifest, folder: Path, memory: Path | None) -> None:
     """Compare every file of the folder with the manifest.
 
-    A file is hashed once: `memory` remembers its sha256 by path, size, mtime, ctime and inode. The ctime can't be set
-    back by a program, so a change with a restored mtime is seen too.
+    Args:
+        memory: See `remembered`; None hashes every file.
 
     Raises:
         InputError: a file is missing, differs, or is there without being in the manifest.
     """
-    known = _recall(memory)
-    seen = dict(known)
     problems = []
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
             continue
-        status = path.stat()
-        key = str(path.resolve())
-        state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        if seen.get(key, {}).get("state") != state:
-            seen[key] = {"state": state, "sha256": sha256_of(path)}
-        if status.st_size != entry["bytes"] or seen[key]["sha256"] != entry["sha256"]:
-            problems.append(f"{path} has sha256 {seen[key]['sha256'][:12]}..., the manifest says {entry['sha256'][:12]}...")
+        found = remembered(path, sha256_of, memory) if memory else sha256_of(path)
+        if path.stat().st_size != entry["bytes"] or found != entry["sha256"]:
+            problems.append(f"{path} has sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}...")
     problems += [f"{path} is not in the manifest" for path in loadable_files(folder) if path.name not in manifest.files]
-    if seen != known:
-        write_json(memory, seen)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise InputError(
             "base-model-changed",
             f"the base model in {folder} is not the pinned one:\n{listed}\nRestore its files, or pin what is there with `python -m tools.pin`.",
         )
+
+
+def remembered(path: Path, hash_of: Callable[[Path], str], memory: Path) -> str:
+    """The file's or folder's hash, computed once: `memory` holds it by path, size, mtime, ctime and inode of every file.
+
+    The ctime can't be set back by a program, so a change with a restored mtime is seen too.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    statuses = [(str(file.relative_to(path)), file.stat()) for file in files]
+    state = [[name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] for name, status in statuses]
+    known = _recall(memory)
+    key = str(path.resolve())
+    entry = known.get(key)
+    if not isinstance(entry, dict) or entry.get("state") != state or not isinstance(entry.get("hash"), str):
+        entry = {"state": state, "hash": hash_of(path)}
+        write_json(memory, {**_recall(memory), key: entry})
+    return str(entry["hash"])
 
 
 def _recall(memory: Path) -> dict[str, Any]:

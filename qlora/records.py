@@ -14,6 +14,9 @@ import orjson
 BUFFER_BYTES = 1 << 20
 """A line at a time through the default buffer of 8 kB costs a system call each."""
 
+READ_BYTES = 1 << 22
+"""Read at once where a file is hashed."""
+
 
 @contextmanager
 def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:

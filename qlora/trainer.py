@@ -81,6 +81,9 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.should_save:
             self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: the parent leaves one beside the checkpoints at every save, which says nothing of what this project records."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.checkpoints.saving(self.state.global_step):
             super()._save_checkpoint(model, trial)

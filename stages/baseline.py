@@ -11,12 +11,14 @@ from pathlib import Path
 from qlora import base_model, command, environment, hardware, params, test_set
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
+from qlora.dvc_files import require_recorded
 from qlora.params import Params
 from qlora.records import read_jsonl, write_json, write_jsonl
 from qlora.throughput import measured
 
 
 def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, batches: Path, report: Path, throughput: Path) -> None:
+    require_recorded([test])
     device = hardware.set_up(values.hardware, deterministic=False)
     folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)

@@ -14,6 +14,7 @@ from qlora import adapter, base_model, command, comparison, environment, hardwar
 from qlora import report as report_page
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
+from qlora.dvc_files import require_recorded
 from qlora.params import Params
 from qlora.records import read_jsonl, read_points, write_csv, write_json, write_jsonl
 from qlora.throughput import measured
@@ -40,6 +41,7 @@ def evaluate(
     page: Path,
     throughput: Path,
 ) -> None:
+    require_recorded([test, adapter_folder, base_predictions, base_report, train_loss, eval_loss])
     device = hardware.set_up(values.hardware, deterministic=False)
     folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)

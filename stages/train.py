@@ -19,7 +19,7 @@ from qlora import adapter, base_model, command, environment, hardware, params
 from qlora.chat_template import FOLDER, ChatTemplate
 from qlora.checkpoints import Checkpoints, fingerprint
 from qlora.conversation import Conversation
-from qlora.dvc_files import is_committed, recorded_outputs
+from qlora.dvc_files import is_committed, recorded_outputs, require_recorded
 from qlora.encoding import EncodedSplit, Example, encode_split, length_histogram, show
 from qlora.errors import InputError, StoppedError
 from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
@@ -46,6 +46,7 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, thr
         MachineError: no GPU, memory, room on the disk, or another process trains the same.
     """
     manifest = manifests / f"{values.base_model.name}.json"
+    require_recorded([train, validation])
     with Interruption() as interruption, Checkpoints(_checkpoint_folder(values, [train, validation, manifest])) as checkpoints:
         finished = checkpoints.finished()
         if finished and not is_committed(finished / "adapter_folder", str(outputs["adapter_folder"]), recorded_outputs()):

@@ -142,6 +142,7 @@ def test_when_checkpoints_are_written_changes_nothing(
 def test_a_checkpoint_holds_no_pickled_arguments(settings: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
     """They hold a hub token in clear."""
     run(settings, examples, tokenizer, tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "lock"]
     names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
     expected = {
         "adapter_model.safetensors",

@@ -1,0 +1,158 @@
+"""What doctor finds, and that the command which it prints mends it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora.dvc_files import cached, recorded_outputs
+from tests.pipeline.clone import Clone
+from tools import doctor
+
+
+def commands(clone: Clone) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.doctor", "--commands"], cwd=clone.path, env=clone.environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, bool(done.stdout)) in ((0, False), (3, True)), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+def mended(clone: Clone, expected: str) -> None:
+    """Doctor prints one command that begins so; it is run, and nothing is left to find."""
+    (line,) = commands(clone)
+    assert line.startswith(expected), line
+    clone.run("bash", "-c", line)
+    assert commands(clone) == []
+
+
+def test_a_healthy_checkout_has_no_finding(built: Clone) -> None:
+    assert "13 checks, nothing found" in built.run("python", "-m", "tools.doctor")
+
+
+def test_a_detached_head_goes_back_to_its_branch(built: Clone) -> None:
+    built.run("git", "checkout", "--quiet", "--detach")
+    assert "HEAD is on no branch" in built.run("python", "-m", "tools.doctor", fails=True)
+    mended(built, "git checkout --force main")
+    assert built.run("git", "symbolic-ref", "--short", "HEAD") == "main\n"
+
+
+def test_references_of_a_killed_experiment_are_removed(built: Clone) -> None:
+    built.run("git", "update-ref", "refs/exps/exec/EXEC_BASELINE", "HEAD")
+    mended(built, "git update-ref -d refs/exps/exec/EXEC_BASELINE")
+
+
+def test_a_shallow_clone_is_deepened(built: Clone, tmp_path: Path) -> None:
+    built.commit("another")
+    built.run("git", "clone", "--quiet", "--depth", "1", f"file://{built.path}", str(tmp_path / "shallow"))
+    shallow = Clone(tmp_path / "shallow")
+    assert "git fetch --unshallow" in commands(shallow)
+    shallow.run("git", "fetch", "--unshallow")
+    assert "git fetch --unshallow" not in commands(shallow)
+
+
+def test_a_missing_file_is_brought_back(built: Clone) -> None:
+    (built.path / "data/raw/micro/train.jsonl").unlink()
+    mended(built, "git checkout -- data/raw/micro/train.jsonl")
+
+
+def test_a_missing_file_that_dvc_tracks_is_brought_back(built: Clone) -> None:
+    shutil.copy(built.path / "data/raw/micro/train.jsonl", built.path / "data/raw/micro/mine.jsonl")
+    built.run("dvc", "add", "--quiet", "data/raw/micro/mine.jsonl")
+    built.set(data__train_file="data/raw/micro/mine.jsonl")
+    (built.path / "data/raw/micro/mine.jsonl").unlink()
+    mended(built, "dvc checkout data/raw/micro/mine.jsonl.dvc")
+
+
+def test_a_damaged_object_of_the_cache_is_removed_and_made_again(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(built.path)
+    before = built.outputs()
+    place = cached(recorded_outputs()["data/prepared/test.jsonl"])
+    place.chmod(0o644)
+    place.write_bytes(b"rotten")
+    place.chmod(0o444)
+    mended(built, f"rm -f {place.relative_to(built.path)}" if not place.is_absolute() else f"rm -f {place}")
+    assert built.outputs() == before
+
+
+def test_a_changed_output_is_made_again(built: Clone) -> None:
+    (built.path / "metrics/evaluate.json").write_text("{}\n", encoding="utf-8")
+    mended(built, "dvc repro")
+
+
+def test_what_killed_runs_left_is_removed(built: Clone) -> None:
+    (built.path / ".dvc/tmp/exps/tmpabc").mkdir(parents=True)
+    assert commands(built) == ["rm -rf .dvc/tmp/exps/tmp*"]
+    built.run("bash", "-c", "rm -rf .dvc/tmp/exps/tmp*")
+    (built.path / "metrics/train.json.77.partial").write_text("half", encoding="utf-8")
+    mended(built, "rm -rf metrics/train.json.77.partial")
+    (built.path / ".dvc/tmp/checkpoints/0123456789abcdef/checkpoint-3").mkdir(parents=True)
+    (line,) = commands(built)
+    assert line.startswith("dvc repro   # or, to throw them away: rm -rf .dvc/tmp/checkpoints/0123456789abcdef")
+
+
+def test_a_base_model_that_is_not_there_is_linked(built: Clone) -> None:
+    shutil.move(built.path / "models/base/tiny", built.path.parent / "elsewhere")
+    assert commands(built) == ["git checkout -- models/base/tiny.json", "python -m tools.pin tiny --path DIR"][1:]
+    built.set(base_model__name="absent")
+    lines = commands(built)
+    assert "python -m tools.pin absent --path DIR" in lines
+
+
+def test_wrong_params_are_named(built: Clone) -> None:
+    path = built.path / "params.yaml"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("learning_rate: 0.002", "learning_rate: 7").replace("learning_rate: 2e-3", "learning_rate: 7"),
+        encoding="utf-8",
+    )
+    assert "git diff params.yaml" in commands(built)
+
+
+def test_another_environment_is_named(built: Clone, tmp_path: Path) -> None:
+    (built.path / "requirements.txt").write_text("torch==0.0.1\n", encoding="utf-8")
+    assert "make setup" in commands(built)
+    built.run("git", "checkout", "--", "requirements.txt")
+    built.environment["PATH"] = "/usr/bin:/bin"
+    assert any(line.startswith("source ") and line.endswith("bin/activate") for line in commands(built))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
+def test_a_folder_of_another_user_is_named(built: Clone) -> None:
+    os.chown(built.path / "metrics", 12345, 12345)
+    mended(built, "sudo chown" if shutil.which("sudo") else "chown")
+
+
+def test_little_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LITTLE_BYTES", 1 << 60)
+    (finding,) = doctor.little_room()
+    assert finding.mend == "dvc gc --workspace --all-branches"
+
+
+def test_a_queue_task_whose_worker_was_killed_can_be_removed(built: Clone) -> None:
+    import signal
+    import time
+
+    from benchmarks.torture import processes
+
+    built.run("dvc", "exp", "run", "--queue", "-S", "train.seed=7")
+    # The worker holds the streams that it is given until it ends.
+    subprocess.run(["dvc", "queue", "start"], cwd=built.path, env=built.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    deadline = time.monotonic() + 90
+    while not processes(built.path, "-m stages.") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for _ in range(20):
+        for pid in processes(built.path):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    assert "Running" in built.run("dvc", "queue", "status")
+    lines = commands(built)
+    (kill,) = [line for line in lines if line.startswith("dvc queue kill")]
+    for line in lines:
+        built.run("bash", "-c", line)
+    assert kill
+    assert "Running" not in built.run("dvc", "queue", "status")
+    assert not [line for line in commands(built) if "queue" in line]

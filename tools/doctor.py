@@ -1,0 +1,222 @@
+"""What is wrong with this checkout, and the command that mends it.
+
+    python -m tools.doctor                 every finding with its command; exit code 3 if there is one
+    python -m tools.doctor --commands      the commands alone, to be read and run
+
+Looks at: a detached HEAD and experiments that were left in the middle, queue tasks without a worker, a shallow clone, the environment, owners,
+the base model, dependencies that are missing, room on the disk, damaged objects of the cache, and what killed runs left behind.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ruamel.yaml import YAML
+
+from qlora import command, environment, params
+from qlora.checkpoints import is_locked
+from qlora.dvc_files import cached, md5_of, objects, outputs_in_git, recorded, recorded_outputs
+from qlora.errors import InputError, UserFacingError
+from qlora.manifest import find_weights, read_manifest
+
+LITTLE_BYTES = 2_000_000_000
+
+
+class Finding(NamedTuple):
+    what: str
+    mend: str
+    """A command for the shell."""
+
+
+def git(*arguments: str) -> str:
+    """What git prints, empty where it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def detached_head() -> Iterator[Finding]:
+    if git("rev-parse", "--git-dir") and not git("symbolic-ref", "--quiet", "HEAD"):
+        branch = git("rev-parse", "--abbrev-ref", "@{-1}") or "main"
+        yield Finding("HEAD is on no branch: an experiment was killed in the workspace, perhaps", f"git checkout --force {shlex.quote(branch)}")
+
+
+def experiment_in_the_middle() -> Iterator[Finding]:
+    """References that DVC sets while an experiment runs and removes at its end."""
+    left = [name for name in git("for-each-ref", "--format=%(refname)", "refs/exps/exec").splitlines() if name]
+    if left and not _running("exp", "run") and not _running("exp", "exec-run"):
+        yield Finding(f"a killed experiment left {', '.join(left)}", " && ".join(f"git update-ref -d {shlex.quote(name)}" for name in left))
+
+
+def dead_queue_tasks() -> Iterator[Finding]:
+    if not Path(".dvc/tmp/exps/celery").is_dir() or _running("queue-worker") or _running("exp", "exec-run"):
+        return
+    listed = subprocess.run([sys.executable, "-m", "dvc", "queue", "status"], capture_output=True, text=True, check=False).stdout
+    for task in re.findall(r"^(\w{7})\b.*\bRunning\s*$", listed, re.MULTILINE):
+        yield Finding(
+            f"queue task {task} is 'Running', but no worker runs",
+            f"dvc queue kill --force {task} && dvc queue remove {task}   # then queue it again",
+        )
+
+
+def shallow_clone() -> Iterator[Finding]:
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        yield Finding("this is a shallow clone: `dvc exp run --temp` and `--queue` lose what they make", "git fetch --unshallow")
+
+
+def no_environment() -> Iterator[Finding]:
+    found = shutil.which("python")
+    if found is None or Path(found).resolve() != Path(sys.executable).resolve() or Path(found).parent != Path(sys.executable).parent:
+        folder = Path(sys.executable).parent
+        yield Finding(f"stages would run {found or 'no python at all'}, not {sys.executable}", f"source {shlex.quote(str(folder / 'activate'))}")
+    if shutil.which("dvc") is None:
+        yield Finding("there is no dvc on PATH", "make setup && source .venv/bin/activate")
+
+
+def other_versions() -> Iterator[Finding]:
+    try:
+        environment.require_pinned_versions(Path("requirements.txt"), allow_other=False)
+    except UserFacingError as error:
+        yield Finding(error.message.partition("\nRun ")[0], "make setup")
+
+
+def foreign_owner() -> Iterator[Finding]:
+    own = os.geteuid()
+    places = [Path(name) for name in (".", ".git", ".dvc", ".dvc/cache", ".dvc/tmp", "data", "models", "metrics")]
+    foreign = [place for place in places if place.exists() and place.stat().st_uid != own]
+    if foreign:
+        yield Finding(
+            f"{', '.join(map(str, foreign))} belong to another user", f"{'sudo ' if shutil.which('sudo') else ''}chown -R $(id -u):$(id -g) ."
+        )
+
+
+def base_model() -> Iterator[Finding]:
+    try:
+        name = params.load(Path("params.yaml")).base_model.name
+    except InputError as error:
+        yield Finding(error.message, "git diff params.yaml")
+        return
+    try:
+        find_weights(name, read_manifest(Path("models/base") / f"{name}.json"))
+    except InputError as error:
+        commands = re.findall(r"`(python -m [^`]+)`", error.message)
+        yield Finding(error.message, commands[0] if commands else "python -m tools.pin --help")
+
+
+def missing_dependencies() -> Iterator[Finding]:
+    """Files without which DVC refuses to begin."""
+    pipeline = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
+    values = YAML(typ="safe", pure=True).load(Path("params.yaml"))
+    made = {
+        entry if isinstance(entry, str) else next(iter(entry))
+        for stage in pipeline.values()
+        for entry in (*stage["outs"], *stage.get("metrics", []), *stage.get("plots", []))
+    }
+    named = {
+        re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), dep) for stage in pipeline.values() for dep in stage["deps"]
+    }
+    for path in sorted(named - made):
+        if not Path(path).exists():
+            tracked = git("ls-files", path)
+            pointer = Path(f"{path}.dvc").exists()
+            mend = (
+                f"git checkout -- {path}"
+                if tracked
+                else f"dvc checkout {path}.dvc || dvc pull {path}.dvc"
+                if pointer
+                else "git diff params.yaml dvc.yaml"
+            )
+            yield Finding(f"{path} does not exist, and a stage depends on it", mend)
+
+
+def little_room() -> Iterator[Finding]:
+    free = shutil.disk_usage(".").free
+    if free < LITTLE_BYTES:
+        yield Finding(f"{free / 1e9:.1f} GB are left on this disk", "dvc gc --workspace --all-branches")
+
+
+def damaged_cache() -> Iterator[Finding]:
+    """Objects of the outputs of dvc.lock that are not what their name says."""
+    in_git = outputs_in_git()
+    for path, md5 in recorded_outputs().items():
+        for part in objects(md5) if path not in in_git else ():
+            place = cached(part)
+            if place.is_file() and md5_of(place) != part.removesuffix(".dir"):
+                yield Finding(f"{place}, a part of {path}, is damaged", f"rm -f {shlex.quote(str(place))} && (dvc fetch {path} || dvc repro --force)")
+
+
+def damaged_workspace() -> Iterator[Finding]:
+    for entry in recorded():
+        path = Path(entry.path)
+        if entry.is_output and path.exists() and md5_of(path) != entry.md5:
+            yield Finding(f"{path} is not what dvc.lock records", "dvc repro")
+
+
+def left_behind() -> Iterator[Finding]:
+    """What killed runs could not remove."""
+    busy = _running("exp", "run") or _running("exec-run") or _running("queue-worker")
+    copies = [path for path in Path(".dvc/tmp/exps").glob("tmp*") if path.is_dir()]
+    if copies and not busy:
+        yield Finding(f"{len(copies)} copies of the workspace in .dvc/tmp/exps, made for experiments that ended", "rm -rf .dvc/tmp/exps/tmp*")
+    for folder in Path(".dvc/tmp/checkpoints").glob("*"):
+        if list(folder.glob("checkpoint-*")) and not is_locked(folder):
+            yield Finding(
+                f"{folder} holds checkpoints of a training that was stopped: running it again goes on from them",
+                f"dvc repro   # or, to throw them away: rm -rf {folder}",
+            )
+    partial = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
+    if partial and not _running("stages."):
+        yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(shlex.quote(str(path)) for path in partial)}")
+
+
+def _running(*words: str) -> bool:
+    """Whether a process of this user with these words in its command line works in this folder or below."""
+    here = Path.cwd()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            place = (process / "cwd").resolve()
+        except OSError:
+            continue
+        if int(process.name) != os.getpid() and place.is_relative_to(here) and all(any(word in part for part in line) for word in words):
+            return True
+    return False
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    no_environment,
+    other_versions,
+    foreign_owner,
+    detached_head,
+    experiment_in_the_middle,
+    dead_queue_tasks,
+    shallow_clone,
+    base_model,
+    missing_dependencies,
+    little_room,
+    damaged_cache,
+    damaged_workspace,
+    left_behind,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", action="store_true", help="print the commands alone")
+    arguments = parser.parse_args()
+    found = [finding for check in CHECKS for finding in check()]
+    for finding in found:
+        print(finding.mend if arguments.commands else f"{finding.what}\n    {finding.mend}\n")
+    if not found and not arguments.commands:
+        print(f"{len(CHECKS)} checks, nothing found")
+    sys.exit(3 if found else 0)
+
+
+if __name__ == "__main__":
+    command.run(main)
