@@ -1,9 +1,13 @@
 """The nouns of the pipeline: small, typed, tested without DVC. No paths of their own, no params.yaml, no printed results."""
 
 import logging
+import os
 import sys
 import warnings
 
+# No library tells anyone that it was used.
+for _name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_name, "1")
 # bitsandbytes asks the Hub for native code at import when the package `kernels` is there: no network, no foreign code.
 # Its advice to install that package is then noise.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]

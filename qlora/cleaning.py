@@ -23,6 +23,8 @@ from qlora.params.data import DataParams
 from qlora.records import json_line
 from qlora.splits import split_of
 
+CATEGORY_CHARS = 200
+
 
 def numbers() -> "array[int]":
     return array("Q")
@@ -114,7 +116,7 @@ def clean(path: Path, data: DataParams, *, is_test: bool, processes: int) -> Ite
     """
     # A json array has to be read whole, by each process.
     alone = any(file.suffix == ".json" for file in raw_rows.files_of(path))
-    return interleaved(partial(_clean_share, path, data, is_test), 1 if alone else processes)
+    return interleaved(partial(_clean_share, path, data, is_test), 1 if alone else processes, isolated=not alone)
 
 
 def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Cleaned]:
@@ -140,8 +142,11 @@ def _clean_row(
     """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
     messages: list[Message] = []
     try:
-        messages = FORMATS[data.format].to_messages(row)
+        messages = FORMATS[data.format].to_messages(row) if row else []
         reason, detail = invalid_reason(messages), ""
+        if not row or sum([len(message["content"]) for message in messages]) > data.max_chars:
+            # Not looked at any further: its key is that of no text.
+            messages, reason, detail = [], "too_many_chars", f" (more than data.max_chars = {data.max_chars:,})"
     except UnsupportedTurnError as error:
         reason, detail = error.reason, f" ({error})"
     except ValueError as error:
@@ -156,7 +161,7 @@ def _clean_row(
         category = row.get("category")
         whole = with_system_message(messages, data.system_message)
         digest = hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16]
-        part.lines += json_line({"id": digest, "category": "all" if category is None else str(category), "messages": whole})
+        part.lines += json_line({"id": digest, "category": "all" if category is None else str(category)[:CATEGORY_CHARS], "messages": whole})
         part.ends.append(len(part.lines))
         part.rows.append(number)
         # Turns alternate and the last is the assistant's: after a system turn or none, every second one is an answer.

@@ -12,8 +12,9 @@ _UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, e
 
 def run(main: Callable[[], None]) -> None:
     """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, _raise_stopped)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserFacingError as error:
@@ -25,6 +26,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         place = error.filename2 or error.filename or "the output"
         _stop(f"[file-access] {place}: {error.strerror}. Make room, or give this user the right to use it, then run again.", 3)
+    except MemoryError as error:
+        _stop(f"[out-of-memory] no memory is left ({error}): use a machine with more, or a smaller file.", 3)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

@@ -116,7 +116,12 @@ def objects(md5: str) -> Iterator[str]:
             return
 
 
+def is_cached(path: Path) -> bool:
+    """Whether the cache holds all of what lies there."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return all(cached(md5_of(part)).is_file() for part in (path, *files))
+
+
 def is_committed(path: Path, output: str, outputs: Mapping[str, str]) -> bool:
-    """Whether DVC has taken what lies at `path` as `output`: dvc.lock says so, or, for an experiment in a copy, the cache holds all of it."""
-    md5 = md5_of(path)
-    return outputs.get(output) == md5 or all(cached(part).is_file() for part in objects(md5))
+    """Whether DVC has taken what lies at `path` as `output`: dvc.lock says so, or, for an experiment in a copy, the cache holds it."""
+    return outputs.get(output) == md5_of(path) or is_cached(path)

@@ -1,5 +1,6 @@
 """The installed packages against requirements.txt: another version of the stack is another result."""
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -47,3 +48,15 @@ def _installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+MEMORY_SHARE = 0.8
+
+
+def limit_memory() -> None:
+    """No file can take more than most of this machine's memory: a program asks in vain, in place of another one being killed for it."""
+    if sys.platform == "linux":
+        import resource  # noqa: PLC0415 - not there on Windows
+
+        most = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -50,7 +50,19 @@ class Interruption:
             raise StoppedError("stopped", "a second Ctrl-C: ended at once, run again to go on from the last checkpoint")
 
 
-def die_with_parent() -> None:
+def begin_stage() -> None:
+    """Before the libraries, which take seconds: a signal ends the process as one that nothing was lost by, and so does the end of dvc."""
+    for number in SIGNALS:
+        signal.signal(number, _end_at_once)
+    _die_with_parent()
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    print(f"\nstopped: [stopped] {signal.Signals(number).name} before anything was done: run again", file=sys.stderr, flush=True)
+    os._exit(StoppedError.exit_code)
+
+
+def _die_with_parent() -> None:
     """Ask Linux for a SIGTERM when the parent ends: a killed dvc leaves no stage behind that goes on.
 
     Only where dvc is the parent, by `exec` in a stage's command; a stage run by hand may outlive its shell.

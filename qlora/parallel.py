@@ -23,18 +23,20 @@ def available_processes(asked: int | None) -> int:
     return max(1, asked if asked is not None else len(os.sched_getaffinity(0)))
 
 
-def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int) -> Iterator[Item]:
+def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int, *, isolated: bool = False) -> Iterator[Item]:
     """The items of `make(0, 1)` in their order, made by several processes.
 
     Args:
         make: `make(share, shares)` yields every shares-th item from item number `share` on. Items are pickled.
-        processes: 1 calls `make(0, 1)` here. Each process is at most a few items ahead of the reader, so memory is bounded.
+        isolated: One process, too, is a process of its own: a library that crashes on what it reads ends that one alone.
+        processes: 1 calls `make(0, 1)` here, if it need not be isolated. Each process is at most a few items ahead of the reader,
+            so memory is bounded.
 
     Raises:
         Exception: whatever `make` raised, when its turn comes.
         MachineError: a process was killed.
     """
-    if processes == 1:
+    if processes == 1 and not (isolated and sys.platform == "linux"):
         yield from make(0, 1)
         return
     fork = multiprocessing.get_context("fork")
@@ -66,8 +68,8 @@ def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[An
         workers[share].join()
         raise MachineError(
             "worker-died",
-            f"process {share + 1} of {len(workers)} ended with exit code {workers[share].exitcode} in the middle of its work, out of memory perhaps: "
-            "lower runtime.num_workers and run again",
+            f"process {share + 1} of {len(workers)} ended with exit code {workers[share].exitcode} in the middle of its work: no memory was left, "
+            "or a damaged file crashed the library that reads it. Lower runtime.num_workers, or fetch the file again.",
         ) from None
     if kind == "error":
         raise value
@@ -77,6 +79,8 @@ def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[An
 def _work(make: Callable[[int, int], Iterator[Item]], share: int, shares: int, writer: Any, readers: "list[Connection[Any, Any]]") -> None:
     # Ctrl-C reaches the reader too, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By this the reader ends them: they have nothing to tidy, and inherited what it does on a signal.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # With no reader left, because it was killed, sending fails and this process ends.
     for reader in readers:
         reader.close()

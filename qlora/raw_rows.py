@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qlora.errors import InputError
+from qlora.errors import InputError, MachineError
 
 Row = dict[str, Any]
 BATCH_ROWS = 1024
+BATCH_BYTES = 64 << 20
+"""A batch of more than this is made into Python objects row by row, and a batch of lines ends there."""
+DICTIONARY_BYTES = 64 << 20
+LINE_BYTES = 256 << 20
+"""A longer line is not read to its end."""
+NAMES_SHOWN = 20
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -24,18 +30,23 @@ class Batch(NamedTuple):
     first: int
     """Number of the first row in its file, from 1."""
     rows: Callable[[], list[Row]]
-    """Makes the rows; raises InputError for one that is no object or lacks a column."""
+    """Makes the rows; raises InputError for one that is no object or lacks a column. One that is too large to be made is empty."""
 
 
 class MissingColumnError(InputError):
     """A file or row without a column that the format needs."""
 
     def __init__(self, place: str, name: str, found: Sequence[str]) -> None:
-        super().__init__("data-columns", f"{place} has no column {name!r}, only {', '.join(found)}: choose the data.format that fits")
+        super().__init__("data-columns", f"{place} has no column {name!r}, only {_some(found)}: choose the data.format that fits")
         self.place, self.name, self.found = place, name, list(found)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MissingColumnError, (self.place, self.name, self.found)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(name[:100] for name in names[:NAMES_SHOWN]) + more
 
 
 def files_of(path: Path) -> list[Path]:
@@ -83,22 +94,45 @@ def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(path, pre_buffer=False, read_dictionary=_dictionaries(path)) as file:
             _require(path, columns, file.schema_arrow.names)
             wanted = [name for name in file.schema_arrow.names if name in {*columns, *optional}]
             first = 1
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False):
-                yield Batch(path, first, partial(_table_rows, path, batch))
-                first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+            # A row group at a time: a dictionary ends with it.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
+                    yield Batch(path, first, partial(_table_rows, path, batch))
+                    first += batch.num_rows
+    except MemoryError as error:
+        raise MachineError("out-of-memory", f"{path} expands beyond this machine's memory ({error}): is it what it says to be?") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:
         raise _damaged(path, error) from None
 
 
+def _dictionaries(path: Path) -> list[str]:
+    """Text columns that are read as dictionaries: all of a small file.
+
+    A text that stands there once and is named ten thousand times stays one text. In a large file texts are seldom repeated, and looking for
+    repetitions would cost time and memory.
+    """
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        if sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)) > DICTIONARY_BYTES:
+            return []
+        # From the schema: a damaged description of a column chunk would end the process in pyarrow's own code.
+        columns = [file.schema.column(number) for number in range(len(file.schema))]
+        return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
 def _table_rows(path: Path, batch: pa.RecordBatch) -> list[Row]:
+    if batch.nbytes > BATCH_BYTES and batch.num_rows > 1:
+        return [row for place in range(batch.num_rows) for row in _table_rows(path, batch.slice(place, 1))]
+    if batch.nbytes > BATCH_BYTES:
+        # One row of so many bytes: a few of the file's may stand for it, repeated. No conversation is as long.
+        return [{}]
     names = batch.schema.names
     try:
         return [dict(zip(names, values, strict=True)) for values in zip(*map(to_python, batch.columns), strict=True)]
-    except UnicodeDecodeError as error:
+    except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError) as error:
         raise _damaged(path, error) from None
 
 
@@ -121,6 +155,9 @@ def to_python(array: pa.Array) -> list[Any]:
         offsets = array.offsets.to_pylist()
         items = to_python(array.values.slice(offsets[0], offsets[-1] - offsets[0]))
         values = [items[start - offsets[0] : end - offsets[0]] for start, end in pairwise(offsets)]
+    elif pa.types.is_dictionary(kind):
+        texts = array.dictionary.to_pylist()
+        return [None if index is None else texts[index] for index in array.indices.to_pylist()]
     else:
         return list(array.to_pylist())
     if array.null_count:
@@ -129,12 +166,23 @@ def to_python(array: pa.Array) -> list[Any]:
 
 
 def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
+    first = 1
+    lines: list[tuple[str, bytes]] = []
+    size = number = 0
     with path.open("rb") as file:
-        lines = ((f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip())
-        first = 1
-        while batch := list(islice(lines, BATCH_ROWS)):
-            yield Batch(path, first, partial(_parsed_rows, batch, columns, optional))
-            first += len(batch)
+        while line := file.readline(LINE_BYTES + 1):
+            number += 1
+            if len(line) > LINE_BYTES:
+                raise InputError("data-damaged", f"{path}:{number} is longer than {LINE_BYTES:,} bytes: is it one JSON object a line?")
+            if line.strip():
+                lines.append((f"{path}:{number}", line))
+                size += len(line)
+            if len(lines) == BATCH_ROWS or size > BATCH_BYTES:
+                yield Batch(path, first, partial(_parsed_rows, lines, columns, optional))
+                first += len(lines)
+                lines, size = [], 0
+    if lines:
+        yield Batch(path, first, partial(_parsed_rows, lines, columns, optional))
 
 
 def _parsed_rows(lines: list[tuple[str, bytes]], columns: Sequence[str], optional: Sequence[str]) -> list[Row]:

@@ -1,7 +1,10 @@
 """The verbs of the graph in dvc.yaml: prepare, baseline, train, evaluate."""
 
-import qlora  # noqa: F401 - before any library of a stage: see there what it keeps out
-from qlora.interruption import die_with_parent
+import sys
 
-# Before the libraries, which take seconds: a dvc that is killed meanwhile leaves nothing behind.
-die_with_parent()
+import qlora  # noqa: F401 - before any library of a stage: see there what it keeps out
+from qlora.interruption import begin_stage
+
+# Only as a program: `python -m` has not found the module yet.
+if sys.argv[0] == "-m":
+    begin_stage()

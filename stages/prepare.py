@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     arguments = parser.parse_args()
+    environment.limit_memory()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
     prepare(values.data, values.runtime, prepared=arguments.prepared, report=arguments.report)

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from qlora import command, environment, params
 from qlora.checkpoints import is_locked
-from qlora.dvc_files import cached, md5_of, objects, outputs_in_git, recorded, recorded_outputs
+from qlora.dvc_files import cached, is_cached, md5_of, objects, outputs_in_git, recorded
 from qlora.errors import InputError, UserFacingError
 from qlora.manifest import find_weights, read_manifest
 
@@ -142,13 +142,19 @@ def little_room() -> Iterator[Finding]:
 
 
 def damaged_cache() -> Iterator[Finding]:
-    """Objects of the outputs of dvc.lock that are not what their name says."""
+    """Objects of the outputs of dvc.lock that are not what their name says, or are not there though the output is."""
     in_git = outputs_in_git()
-    for path, md5 in recorded_outputs().items():
-        for part in objects(md5) if path not in in_git else ():
+    for entry in recorded():
+        if not entry.is_output or entry.path in in_git:
+            continue
+        for part in objects(entry.md5):
             place = cached(part)
             if place.is_file() and md5_of(place) != part.removesuffix(".dir"):
-                yield Finding(f"{place}, a part of {path}, is damaged", f"rm -f {shlex.quote(str(place))} && (dvc fetch {path} || dvc repro --force)")
+                mend = f"rm -f {shlex.quote(str(place))} && (dvc fetch {entry.path} || dvc repro --force)"
+                yield Finding(f"{place}, a part of {entry.path}, is damaged", mend)
+        path = Path(entry.path)
+        if path.exists() and md5_of(path) == entry.md5 and not is_cached(path):
+            yield Finding(f"{path} is not in the cache as a whole: its disk was full, perhaps", f"dvc commit --force {entry.stage}")
 
 
 def damaged_workspace() -> Iterator[Finding]:

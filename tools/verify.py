@@ -52,7 +52,7 @@ def _file_difference(entry: Recorded) -> str | None:
 def _object_difference(md5: str, output: str) -> str | None:
     path = cached(md5)
     if not path.is_file():
-        return f"is missing in the cache, part of {output}: `dvc fetch`, or `dvc repro --force`"
+        return f"is missing in the cache, part of {output}: `dvc commit --force` while {output} is there, `dvc fetch` or `dvc repro --force` else"
     found = md5_of(path) + (".dir" if md5.endswith(".dir") else "")
     if found == md5:
         return None

@@ -23,6 +23,10 @@ from qlora.params.section import Section, describe, unknown_key
 from qlora.params.sequence import SequenceParams
 from qlora.params.train import TrainParams
 
+MOST_BYTES = 100_000
+SHOWN = 50
+"""Mistakes that are listed."""
+
 
 class Params(Section):
     """All of params.yaml."""
@@ -59,11 +63,14 @@ def parse(path: Path, yaml: YAML) -> dict[str, Any]:
         InputError: `params-missing` or `params-syntax`.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError("params-syntax", f"{path} has {path.stat().st_size:,} bytes, params have {MOST_BYTES:,} at most")
         record = yaml.load(path)
     except FileNotFoundError:
         raise InputError("params-missing", f"{path} does not exist: run from the repository's root") from None
-    except (YAMLError, ValueError) as error:
-        raise InputError("params-syntax", f"{path} is not valid YAML 1.2: {error}") from None
+    except (YAMLError, ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:
+        # The parser's own errors, and those that it forgets to catch.
+        raise InputError("params-syntax", f"{path} is not valid YAML 1.2: {str(error)[:1000] or type(error).__name__}") from None
     if not isinstance(record, dict) or not all(isinstance(values, dict) for values in record.values()):
         raise InputError("params-syntax", f"{path} must hold sections ({', '.join(Params.model_fields)}) with keys and values")
     return record
@@ -86,7 +93,7 @@ def check(record: dict[str, Any], source: str) -> Params:
     params = Params.model_construct(**sections)
     problems += _between_sections(params)
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
+        listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
         raise InputError("params-invalid", f"{source} has {len(problems)} mistake(s); nothing was run:\n{listed}")
     return params
 

@@ -25,6 +25,8 @@ class DataParams(Section):
     on_invalid: Literal["drop", "error"]
     """A conversation that can't be trained on is dropped and counted by reason, or ends the run."""
 
+    max_chars: int = Field(gt=0)
+    """Characters of a conversation, all messages together. A longer one is invalid, and is not looked at any further."""
     on_duplicate: Literal["drop", "keep", "error"]
     """A conversation that the train file held before, but for case, width and white space: only the first is kept, all are, or the run ends."""
     max_leakage: float = Field(ge=0, le=1)

@@ -1,10 +1,15 @@
 """The base of every section's schema, and the words in which a wrong value is reported."""
 
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import ErrorDetails
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlevel = 3
 
 
 class Section(BaseModel):
@@ -22,7 +27,7 @@ def describe(section: str, schema: type[Section], error: ErrorDetails) -> str:
         # A rule over several values of the section: its message names them.
         return f"{section}: {error['msg'].removeprefix('Value error, ')}"
     field = str(error["loc"][0])
-    place, value = f"{section}.{field}", error["input"]
+    place, value = f"{section}.{field[:100]}", error["input"]
     if error["type"] == "extra_forbidden":
         return unknown_key(place, [f"{section}.{name}" for name in schema.model_fields])
     if error["type"] == "missing":
@@ -30,8 +35,14 @@ def describe(section: str, schema: type[Section], error: ErrorDetails) -> str:
     choices, others = _choices(schema, field)
     if choices:
         allowed = f"one of {', '.join(map(repr, choices))}" + "".join(f" or {other}" for other in others)
-        return f"{place} = {value!r} is not allowed: must be {allowed}{_nearest(str(value), choices)}"
-    return f"{place} = {value!r} is not allowed: must be {error['msg'].removeprefix('Input should be ')}"
+        nearest = _nearest(str(value)[:100], choices) if isinstance(value, str | int | float) else ""
+        return f"{place} = {_short(value)} is not allowed: must be {allowed}{nearest}"
+    return f"{place} = {_short(value)} is not allowed: must be {error['msg'].removeprefix('Input should be ')}"
+
+
+def _short(value: object) -> str:
+    """A value that stands for itself a million times, as YAML's anchors allow, is not written out."""
+    return _REPR.repr(value)
 
 
 def unknown_key(place: str, known: list[str]) -> str:

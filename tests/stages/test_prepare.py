@@ -366,3 +366,13 @@ def test_near_duplicates_are_found_where_the_test_split_is_carved_out(tmp_path: 
         "leaked_test_rows": leaked,
     }
     assert leaked > 0
+
+
+def test_a_conversation_of_too_many_characters_is_dropped_or_refused(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(30)]
+    rows[4]["messages"][0]["content"] = "x" * 500
+    report = run(tmp_path, rows, max_chars=400)["report"]
+    dropped = {split: report[split]["dropped"] for split in ("train", "validation")}
+    assert dropped == {"train": {"too_many_chars": 1}, "validation": {}}
+    with pytest.raises(InputError, match=r"row 5: too_many_chars \(more than data.max_chars = 400\)"):
+        run(tmp_path, rows, max_chars=400, on_invalid="error")

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qlora.errors import InputError
+from qlora import raw_rows
+from qlora.errors import InputError, MachineError
 from qlora.raw_rows import BATCH_ROWS, Row, read_batches, to_python
 
 
@@ -120,3 +121,51 @@ def test_nested_values_are_those_that_pyarrow_gives(start: int, length: int) -> 
 def test_a_struct_without_fields_and_a_null_struct() -> None:
     for array in (pa.array([{}, None], pa.struct([])), pa.array([{"a": "x"}, None], pa.struct([("a", pa.string())])).slice(1)):
         assert to_python(array) == array.to_pylist()
+
+
+def test_texts_that_repeat_are_read_once_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": text}, {"role": None, "content": None}] if number % 3 else None, "category": text}
+        for number, text in enumerate(["a", "b", "a", "é", None, "a"] * 5)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=4)
+
+    def read() -> list[Any]:
+        return [row for batch in raw_rows.read_batches(tmp_path / "rows.parquet", ["messages"], ["category"]) for row in batch.rows()]
+
+    assert raw_rows._dictionaries(tmp_path / "rows.parquet")
+    once = read()
+    monkeypatch.setattr(raw_rows, "DICTIONARY_BYTES", 0)
+    assert raw_rows._dictionaries(tmp_path / "rows.parquet") == []
+    assert once == read() == rows
+
+
+def test_a_batch_of_many_bytes_is_made_row_by_row_and_a_row_of_too_many_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": "x" * length} for length in (10, 5000, 10)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", use_dictionary=False)
+    monkeypatch.setattr(raw_rows, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(raw_rows, "DICTIONARY_BYTES", 0)
+    made = [row for batch in raw_rows.read_batches(tmp_path / "rows.parquet", ["text"]) for row in batch.rows()]
+    assert made == [rows[0], {}, rows[2]]
+
+
+def test_lines_are_batched_by_their_bytes_too_and_one_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "{letter * 40}"}}\n\n' for letter in "abcde"), encoding="utf-8")
+    monkeypatch.setattr(raw_rows, "BATCH_BYTES", 100)
+    batches = list(raw_rows.read_batches(path, ["text"]))
+    assert [(batch.first, len(batch.rows())) for batch in batches] == [(1, 2), (3, 2), (5, 1)]
+    monkeypatch.setattr(raw_rows, "LINE_BYTES", 20)
+    with pytest.raises(InputError, match=r"data-damaged\] .*rows.jsonl:1 is longer than 20 bytes"):
+        list(raw_rows.read_batches(path, ["text"]))
+
+
+def test_a_file_that_expands_beyond_the_memory_is_a_machines_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist([{"text": "x"}]), tmp_path / "rows.parquet")
+
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise pa.ArrowMemoryError("malloc of size 500000000000 failed")
+
+    monkeypatch.setattr(raw_rows, "_dictionaries", no_memory)
+    with pytest.raises(MachineError, match=r"out-of-memory\] .*rows.parquet expands beyond this machine's memory"):
+        list(raw_rows.read_batches(tmp_path / "rows.parquet", ["text"]))

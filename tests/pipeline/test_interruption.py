@@ -1,0 +1,191 @@
+"""A training that is stopped or killed under the real dvc goes on to the same bytes, and nothing outlives the dvc that began it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import torture
+from benchmarks.torture import RECIPE, processes
+from qlora.interruption import SIGNALS, Interruption
+from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
+
+
+@pytest.fixture(scope="module")
+def _before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
+    clone = new_clone(tmp_path_factory.mktemp("before"), RECIPE, raw)
+    clone.repro("baseline")
+    clone.commit("before training")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def expected(_before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a training makes that nothing stops."""
+    shutil.copytree(_before_training.path, tmp_path_factory.mktemp("whole") / "clone", symlinks=True)
+    clone = Clone(tmp_path_factory.getbasetemp() / "whole0" / "clone")
+    assert clone.repro("train") == {"train"}
+    return clone.outputs()
+
+
+@pytest.fixture
+def clone(_before_training: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(_before_training.path, tmp_path / "clone", symlinks=True)
+    return Clone(tmp_path / "clone")
+
+
+def started(clone: Clone, *command: str, **environment: str | None) -> "subprocess.Popen[bytes]":
+    """The command in a group of its own; None takes a variable out of its environment."""
+    wanted = {name: value for name, value in {**clone.environment, **environment}.items() if value is not None}
+    with (clone.path.parent / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=clone.path, env=wanted, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def log(clone: Clone) -> str:
+    return (clone.path.parent / "log").read_text(encoding="utf-8", errors="replace")
+
+
+def files_with_a_token(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def wait_for(what: Any, seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def checkpoint(clone: Clone) -> Any:
+    return list((clone.path / ".dvc/tmp/checkpoints").glob("*/checkpoint-*"))
+
+
+# In parts, so that this file, which the clone holds, is not taken for a leak.
+SECRET = "-".join(("s3cr3t", "0123456789", "t0k3n"))
+TOKENS = dict.fromkeys(
+    (
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "WANDB_API_KEY", "COMET_API_KEY", "MLFLOW_TRACKING_TOKEN", "NEPTUNE_API_TOKEN"),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "GITHUB_TOKEN", "DVC_STUDIO_TOKEN", "OPENAI_API_KEY"),
+    ),
+    SECRET,
+)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone: Clone, expected: dict[str, bytes], name: str) -> None:
+    dvc = started(clone, "dvc", "repro", "train", **TOKENS)
+    wait_for(lambda: checkpoint(clone))
+    (trainer,) = processes(clone.path, "-m stages.train")
+    os.kill(trainer, getattr(signal, name))
+    assert dvc.wait(60) != 0
+    assert f"[stopped] {name} at step" in log(clone)
+    assert "Traceback" not in log(clone)
+    assert "exited with 75" in log(clone)
+    assert checkpoint(clone)
+    assert files_with_a_token(clone.path) == []
+    assert ran(again := clone.run("dvc", "repro", "train", **TOKENS)) == {"train"}
+    assert SECRET not in log(clone) + again
+    assert "going on from" in again
+    assert clone.outputs() == expected
+    assert files_with_a_token(clone.path) == []
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh", None])
+def test_no_trainer_goes_on_without_its_dvc(clone: Clone, expected: dict[str, bytes], shell: str | None) -> None:
+    dvc = started(clone, "dvc", "repro", "train", SHELL=shell)
+    wait_for(lambda: checkpoint(clone))
+    dvc.kill()
+    dvc.wait()
+    # A second one begins at once and waits for the first to end.
+    assert ran(clone.run("dvc", "repro", "train")) == {"train"}
+    assert processes(clone.path) == []
+    assert clone.outputs() == expected
+
+
+def test_a_killed_trainer_goes_on_from_its_last_checkpoint(clone: Clone, expected: dict[str, bytes]) -> None:
+    dvc = started(clone, "dvc", "repro", "train")
+    wait_for(lambda: checkpoint(clone))
+    (trainer,) = processes(clone.path, "-m stages.train")
+    os.kill(trainer, signal.SIGKILL)
+    assert dvc.wait(60) != 0
+    assert "going on from" in clone.run("dvc", "repro", "train")
+    assert clone.outputs() == expected
+
+
+def test_two_at_once_make_one_result(clone: Clone, expected: dict[str, bytes]) -> None:
+    both = [started(clone, "dvc", "repro", "train") for _ in range(2)]
+    statuses = [dvc.wait(200) for dvc in both]
+    assert 0 in statuses
+    if any(statuses):
+        assert any(words in log(clone) for words in ("is busy", "Unable to acquire lock", "is training in"))
+    clone.repro("train")
+    assert clone.outputs() == expected
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_a_signal_before_anything_was_done_is_one_line(clone: Clone, stage: str) -> None:
+    stopped = started(clone, sys.executable, "-m", f"stages.{stage}", "--help")
+    wait_for(lambda: b"stages" in Path(f"/proc/{stopped.pid}/cmdline").read_bytes())
+    # The interpreter's own start takes some hundredths of a second.
+    time.sleep(0.4)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(30) == 75
+    assert "[stopped] SIGTERM before anything was done: run again" in log(clone)
+    assert "Traceback" not in log(clone)
+
+
+def test_a_disk_that_fills_under_dvc_loses_nothing(clone: Clone, expected: dict[str, bytes]) -> None:
+    """The cache on a disk of its own that has no room for the adapter."""
+    disk = clone.path.parent / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("only root may make a small disk, and not everywhere")
+    try:
+        shutil.copytree(clone.path / ".dvc/cache", disk / "cache")
+        clone.run("dvc", "cache", "dir", "--local", str(disk / "cache"))
+        # DVC says so, records the adapter all the same, and ends with 0.
+        assert "No space left" in clone.run("dvc", "repro", "train")
+        assert clone.outputs() == expected
+        assert "is missing in the cache, part of models/adapter" in clone.run("python", "-m", "tools.verify", fails=True)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        printed = clone.run("python", "-m", "tools.doctor", "--commands", fails=True)
+        assert "dvc commit --force train" in printed.splitlines()
+        clone.run("dvc", "commit", "--force", "train")
+        shutil.rmtree(clone.path / "models/adapter")
+        clone.run("dvc", "checkout", "models/adapter")
+        assert clone.outputs() == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_signal_before_the_first_update_stops_at_once_and_puts_the_handlers_back() -> None:
+    from qlora.errors import StoppedError
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(StoppedError, match="SIGUSR1 before the first update") as error, Interruption():
+        signal.raise_signal(signal.SIGUSR1)
+    assert error.value.exit_code == 75
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with Interruption() as interruption:
+        interruption.can_wait = True
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.noted == "SIGHUP"
+        interruption._since -= 2
+        with pytest.raises(StoppedError, match="a second Ctrl-C"):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_runs_that_are_killed_at_random_end_in_the_same_bytes(tmp_path: Path) -> None:
+    counts = torture.torture(kills=10, minutes=10, seed=12345, jobs=2, results=tmp_path / "results.jsonl")
+    assert counts["FAILED"] == 0, (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    assert counts["kills"] >= 10
