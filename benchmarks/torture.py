@@ -4,7 +4,7 @@
 
 A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc exp run`, with --temp, or the queue), a base model in 32 or 4 bits,
 and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage or to all of it. After each the same command is run again; what a plain
-rerun can't mend, a HEAD or a queue left in the middle, is mended by the commands that `tools.doctor` prints. At the end it must have made the
+rerun can't mend, a HEAD, a queue or a lock left in the middle, is mended by the commands that `tools.doctor` prints. At the end it must have made the
 reference's bytes and left no process, no checkpoint, a clean `dvc status` and HEAD on its branch.
 
 Trials are numbered and seeded; each is a line of results/torture.jsonl, and a run goes on with the first number that is not there.
@@ -175,9 +175,7 @@ class Trial:
         self.record["kills"].append(f"{sent} to {name}" + (f" during {doing[0]}" if doing else ""))
 
     def _recover(self) -> None:
-        """By doctor, where a plain rerun is not promised to do."""
-        if self.mode == "repro":
-            return
+        """By what doctor prints, if anything."""
         printed = subprocess.run(
             [sys.executable, "-m", "tools.doctor", "--commands"],
             cwd=self.clone.path,

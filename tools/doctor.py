@@ -3,11 +3,12 @@
     python -m tools.doctor                 every finding with its command; exit code 3 if there is one
     python -m tools.doctor --commands      the commands alone, to be read and run
 
-Looks at: a detached HEAD and experiments that were left in the middle, queue tasks without a worker, a shallow clone, the environment, owners,
-the base model, dependencies that are missing, room on the disk, damaged objects of the cache, and what killed runs left behind.
+Looks at: a detached HEAD and experiments or locks that were left in the middle, queue tasks without a worker, a shallow clone, the environment,
+owners, the base model, dependencies that are missing, room on the disk, damaged objects of the cache, and what killed runs left behind.
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -52,6 +53,17 @@ def experiment_in_the_middle() -> Iterator[Finding]:
     left = [name for name in git("for-each-ref", "--format=%(refname)", "refs/exps/exec").splitlines() if name]
     if left and not _running("exp", "run") and not _running("exp", "exec-run"):
         yield Finding(f"a killed experiment left {', '.join(left)}", " && ".join(f"git update-ref -d {shlex.quote(name)}" for name in left))
+
+
+def broken_rwlock() -> Iterator[Finding]:
+    """DVC's list of files in use, cut off by a kill: DVC mends one that names dead processes, but refuses one that is no JSON."""
+    path = Path(".dvc/tmp/rwlock")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        yield Finding(f"{path} was cut off when dvc was killed: dvc refuses to begin", f"rm -f {path}")
 
 
 def dead_queue_tasks() -> Iterator[Finding]:
@@ -147,14 +159,17 @@ def damaged_cache() -> Iterator[Finding]:
     for entry in recorded():
         if not entry.is_output or entry.path in in_git:
             continue
-        for part in objects(entry.md5):
-            place = cached(part)
-            if place.is_file() and md5_of(place) != part.removesuffix(".dir"):
-                mend = f"rm -f {shlex.quote(str(place))} && (dvc fetch {entry.path} || dvc repro --force)"
-                yield Finding(f"{place}, a part of {entry.path}, is damaged", mend)
         path = Path(entry.path)
-        if path.exists() and md5_of(path) == entry.md5 and not is_cached(path):
-            yield Finding(f"{path} is not in the cache as a whole: its disk was full, perhaps", f"dvc commit --force {entry.stage}")
+        is_whole = path.exists() and md5_of(path) == entry.md5
+        again = f"dvc commit --force {entry.stage}" if is_whole else f"(dvc fetch {entry.path} || dvc repro --force)"
+        damaged = [cached(part) for part in objects(entry.md5) if cached(part).is_file() and md5_of(cached(part)) != part.removesuffix(".dir")]
+        if damaged:
+            yield Finding(
+                f"{', '.join(map(str, damaged))}, of {entry.path}, is damaged",
+                f"rm -f {' '.join(shlex.quote(str(place)) for place in damaged)} && {again}",
+            )
+        elif is_whole and not is_cached(path):
+            yield Finding(f"{path} is not in the cache as a whole: its disk was full, perhaps", again)
 
 
 def damaged_workspace() -> Iterator[Finding]:
@@ -201,6 +216,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     foreign_owner,
     detached_head,
     experiment_in_the_middle,
+    broken_rwlock,
     dead_queue_tasks,
     shallow_clone,
     base_model,

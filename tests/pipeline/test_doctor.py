@@ -31,7 +31,7 @@ def mended(clone: Clone, expected: str) -> None:
 
 
 def test_a_healthy_checkout_has_no_finding(built: Clone) -> None:
-    assert "13 checks, nothing found" in built.run("python", "-m", "tools.doctor")
+    assert f"{len(doctor.CHECKS)} checks, nothing found" in built.run("python", "-m", "tools.doctor")
 
 
 def test_a_detached_head_goes_back_to_its_branch(built: Clone) -> None:
@@ -44,6 +44,16 @@ def test_a_detached_head_goes_back_to_its_branch(built: Clone) -> None:
 def test_references_of_a_killed_experiment_are_removed(built: Clone) -> None:
     built.run("git", "update-ref", "refs/exps/exec/EXEC_BASELINE", "HEAD")
     mended(built, "git update-ref -d refs/exps/exec/EXEC_BASELINE")
+
+
+def test_a_lock_that_was_cut_off_is_removed(built: Clone) -> None:
+    (built.path / ".dvc/tmp/rwlock").write_bytes(b"")
+    built.set(evaluate__max_new_tokens=2)
+    assert "RWLock-file" in built.run("dvc", "repro", "baseline", fails=True)
+    assert "rm -f .dvc/tmp/rwlock" in commands(built)
+    built.run("rm", "-f", ".dvc/tmp/rwlock")
+    assert "rm -f .dvc/tmp/rwlock" not in commands(built)
+    assert built.repro("baseline") == {"baseline"}
 
 
 def test_a_shallow_clone_is_deepened(built: Clone, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks import torture
 from benchmarks.torture import RECIPE, processes
 from qlora.interruption import SIGNALS, Interruption
 from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
@@ -182,10 +181,3 @@ def test_a_signal_before_the_first_update_stops_at_once_and_puts_the_handlers_ba
         interruption._since -= 2
         with pytest.raises(StoppedError, match="a second Ctrl-C"):
             signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.slow
-def test_runs_that_are_killed_at_random_end_in_the_same_bytes(tmp_path: Path) -> None:
-    counts = torture.torture(kills=10, minutes=10, seed=12345, jobs=2, results=tmp_path / "results.jsonl")
-    assert counts["FAILED"] == 0, (tmp_path / "results.jsonl").read_text(encoding="utf-8")
-    assert counts["kills"] >= 10
