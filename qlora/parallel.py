@@ -55,7 +55,8 @@ def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int, *, i
             turn += 1
     finally:
         for worker in workers:
-            worker.terminate()
+            # Not by a signal that it could handle: it inherited this process's handler, and may not have put it back yet.
+            worker.kill()
             worker.join()
         for reader in readers:
             reader.close()
@@ -79,7 +80,7 @@ def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[An
 def _work(make: Callable[[int, int], Iterator[Item]], share: int, shares: int, writer: Any, readers: "list[Connection[Any, Any]]") -> None:
     # Ctrl-C reaches the reader too, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # By this the reader ends them: they have nothing to tidy, and inherited what it does on a signal.
+    # They have nothing to tidy, and inherited what their reader does on this one.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # With no reader left, because it was killed, sending fails and this process ends.
     for reader in readers:

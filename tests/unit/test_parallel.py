@@ -109,3 +109,25 @@ def running(process: str) -> bool:
 def test_one_process_per_core_when_none_is_asked_for() -> None:
     assert available_processes(None) == len(os.sched_getaffinity(0))
     assert available_processes(3) == 3
+
+
+def refusing_at_once(share: int, shares: int) -> Iterator[int]:
+    if share == 0:
+        raise InputError("data-damaged", "the first file is damaged")
+    yield share
+
+
+def test_processes_that_have_hardly_begun_end_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """They inherit what their reader does on a signal, and would say so."""
+
+    def complain(*_: object) -> None:
+        raise ValueError("a handler of the reader ran in its worker")
+
+    before = signal.signal(signal.SIGTERM, complain)
+    try:
+        for _ in range(60):
+            with pytest.raises(InputError, match="the first file is damaged"):
+                list(interleaved(refusing_at_once, 6))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err == ""
