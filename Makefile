@@ -35,6 +35,6 @@ $(READY): requirements.txt
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(READY_DEV): requirements-dev.txt $(READY)
+$(READY_DEV): requirements-dev.txt requirements-benchmark.txt $(READY)
 	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
