@@ -2,10 +2,11 @@
 
     python -m benchmarks.torture [--kills 200] [--minutes 60] [--seed 0] [--jobs 2]     make torture
 
-A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc exp run`, with --temp, or the queue), a base model in 32 or 4 bits,
-and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage or to all of it. After each the same command is run again; what a plain
-rerun can't mend, a HEAD, a queue or a lock left in the middle, is mended by the commands that `tools.doctor` prints. At the end it must have made the
-reference's bytes and left no process, no checkpoint, a clean `dvc status` and HEAD on its branch.
+A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc exp run`, with --temp, or the queue), a base model in 32 or 4 bits
+or a training by two processes, and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage, to one process of several, or to all.
+After each the same command is run again; what a plain rerun can't mend, a HEAD, a queue or a lock left in the middle, is mended by the commands
+that `tools.doctor` prints. At the end it must have made the reference's bytes and left no process, no checkpoint, a clean `dvc status` and
+HEAD on its branch.
 
 Trials are numbered and seeded; each is a line of results/torture.jsonl, and a run goes on with the first number that is not there.
 """
@@ -30,7 +31,11 @@ from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RESULTS = Path(__file__).parent / "results" / "torture.jsonl"
 RECIPE = Path(__file__).with_name("torture.yaml")
-BITS: dict[str, dict[str, Any]] = {"32-bit": {}, "4-bit": {"base_model__load_in_4bit": True}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "32-bit": {},
+    "4-bit": {"base_model__load_in_4bit": True},
+    "two processes": {"hardware__num_processes": 2, "hardware__per_device_train_batch_size": 1},
+}
 COMMANDS = {
     "repro": "dvc repro",
     "exp run": "dvc exp run",
@@ -54,9 +59,9 @@ class Failure(Exception):  # noqa: N818 - an outcome, not a bug of this program
 
 
 def references(folder: Path) -> dict[str, Reference]:
-    """For each base model a checkout in which nothing ran, and what a run that was left alone makes there."""
+    """For each setting a checkout in which nothing ran, and what a run that was left alone makes there."""
     found = {}
-    for name, changes in BITS.items():
+    for name, changes in SETTINGS.items():
         raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
         clone = new_clone(folder / name, RECIPE, raw)
         clone.set(**changes)
@@ -97,12 +102,12 @@ def until_quiet(folder: Path, why: str, seconds: float) -> None:
 class Trial:
     def __init__(self, number: int, seed: int, all_references: dict[str, Reference], folder: Path) -> None:
         self.rng = random.Random(f"{seed} {number}")
-        self.bits = self.rng.choice(list(BITS))
+        self.settings = self.rng.choice(list(SETTINGS))
         self.mode = self.rng.choice(list(COMMANDS))
-        self.reference = all_references[self.bits]
+        self.reference = all_references[self.settings]
         self.clone = Clone(folder / f"trial-{number}")
         self.log = folder / f"trial-{number}.log"
-        self.record: dict[str, Any] = {"trial": number, "seed": seed, "bits": self.bits, "command": COMMANDS[self.mode], "kills": []}
+        self.record: dict[str, Any] = {"trial": number, "seed": seed, "settings": self.settings, "command": COMMANDS[self.mode], "kills": []}
 
     def run(self) -> dict[str, Any]:
         shutil.copytree(self.reference.pristine, self.clone.path, symlinks=True)
@@ -159,13 +164,16 @@ class Trial:
         victims = {
             "dvc": processes(self.clone.path, "bin/dvc", "-m dvc"),
             "stage": processes(self.clone.path, "-m stages."),
+            "one of the stage": [],
             "all": processes(self.clone.path),
         }
+        if len(victims["stage"]) > 1:
+            victims["one of the stage"] = [self.rng.choice(victims["stage"])]
         there = [name for name, found in victims.items() if found]
         if not there:
             return
         name = self.rng.choice(there)
-        sent = self.rng.choice(SIGNALS if name == "stage" else SIGNALS[:3])
+        sent = self.rng.choice(SIGNALS if "stage" in name else SIGNALS[:3])
         doing = ["".join(Path(f"/proc/{pid}/cmdline").read_text().split("\0")[2:3]) for pid in victims["stage"] if Path(f"/proc/{pid}").exists()]
         for pid in victims[name]:
             try:
@@ -239,7 +247,9 @@ def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path) -> 
                     file.write(json.dumps({**record, "machine": describe_machine()}) + "\n")
                 counts["kills"] += len(record["kills"])
                 counts["FAILED" if record["ended"].startswith("FAILED") else "same b"] += 1
-                print(f"trial {record['trial']}: {record['bits']}, {record['command']}: {', '.join(record['kills'])}: {record['ended']}", flush=True)
+                print(
+                    f"trial {record['trial']}: {record['settings']}, {record['command']}: {', '.join(record['kills'])}: {record['ended']}", flush=True
+                )
                 if record["ended"].startswith("FAILED"):
                     kept.mkdir(exist_ok=True)
                     for path in Path(folder).glob(f"trial-{record['trial']}*"):

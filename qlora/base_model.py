@@ -38,7 +38,7 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
         transformers_logging.disable_progress_bar()
     dtype: torch.dtype = getattr(torch, params.dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=params.attn_implementation,
@@ -47,11 +47,18 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
     except ImportError as error:
         raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
+    # transformers fills them with random numbers and goes on.
+    if missing := sorted(found[1]["missing_keys"]):
+        raise InputError("base-model-unloadable", f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: pin a whole model")
+    model: PreTrainedModel = found[0]
     _keep_4bit_backward_exact(model)
     model.requires_grad_(False)
     return model

@@ -6,14 +6,14 @@ Another parameter, data set, base model or line of code is another folder: a cha
     <fingerprint>/checkpoint-40/  a state to go on from; `sums.json`, written last, holds the sha256 of every file
     <fingerprint>/saving/         a state that is being written
     <fingerprint>/finished/       what the training made, once it ended
+
+Of several processes the first one alone locks, seals and removes; all see the same folder.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora.errors import MachineError
+from qlora.locks import try_lock
 from qlora.manifest import sha256_of
+from qlora.ranks import barrier, is_first, told
 from qlora.records import json_document, write_json
 
 SUMS = "sums.json"
@@ -52,9 +54,11 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         """Raises MachineError when another process trains here and does not end soon."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder / "lock", time.monotonic() + PATIENCE_SECONDS)
-        shutil.rmtree(self.aside, ignore_errors=True)
+        if is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.folder / "lock", time.monotonic() + PATIENCE_SECONDS)
+            shutil.rmtree(self.aside, ignore_errors=True)
+        barrier()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,6 +68,9 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The checkpoint of the highest step whose files are as they were written; damaged ones are named and removed."""
+        return told(self._newest() if is_first() else None)
+
+    def _newest(self) -> Path | None:
         for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
             damage = _damage(path)
             if damage is None:
@@ -88,7 +95,7 @@ class Checkpoints:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """The block writes `aside`/checkpoint-STEP; it takes its place only when all of it is on the disk.
+        """The block writes `aside`/checkpoint-STEP; it takes its place only when all of it, from every process, is on the disk.
 
         Raises:
             MachineError: the disk is full; the checkpoints that were there are untouched.
@@ -96,10 +103,15 @@ class Checkpoints:
         written = self.aside / f"checkpoint-{step}"
         try:
             yield
-            _seal(written)
-            shutil.rmtree(self.folder / written.name, ignore_errors=True)
-            written.rename(self.folder / written.name)
-            _sync(self.folder)
+            barrier()
+            if is_first():
+                _seal(written)
+                shutil.rmtree(self.folder / written.name, ignore_errors=True)
+                written.rename(self.folder / written.name)
+                _sync(self.folder)
+                for path in sorted(self.folder.glob("checkpoint-*"), key=_step)[:-KEPT]:
+                    shutil.rmtree(path)
+            barrier()
         except Exception as error:
             if not _is_full(error, self.folder):
                 raise
@@ -109,9 +121,8 @@ class Checkpoints:
                 "the training goes on from the checkpoint before it.",
             ) from None
         finally:
-            shutil.rmtree(self.aside, ignore_errors=True)
-        for path in sorted(self.folder.glob("checkpoint-*"), key=_step)[:-KEPT]:
-            shutil.rmtree(path)
+            if is_first():
+                shutil.rmtree(self.aside, ignore_errors=True)
 
     def finish(self, outputs: Mapping[str, Path]) -> None:
         """Keep what the training made, by name, in place of the checkpoints: DVC may not find the room to take it."""
@@ -150,14 +161,14 @@ class Checkpoints:
     def prune(self) -> None:
         """Remove the folders of other trainings that ended."""
         for path in self.folder.parent.glob("*/finished"):
-            if path.parent != self.folder and (lock := _try_lock(path.parent / "lock")):
+            if path.parent != self.folder and (lock := try_lock(path.parent / "lock")):
                 shutil.rmtree(path.parent)
                 lock.close()
 
 
 def _locked(path: Path, deadline: float) -> IO[str]:
     said = False
-    while (lock := _try_lock(path)) is None:
+    while (lock := try_lock(path)) is None:
         holder = path.read_text(encoding="utf-8").strip() or "another process"
         if time.monotonic() > deadline:
             raise MachineError("train-running", f"{holder} is training in {path.parent}: wait until it ends, or end it, then run again")
@@ -166,31 +177,6 @@ def _locked(path: Path, deadline: float) -> IO[str]:
             said = True
         time.sleep(0.2)
     return lock
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process trains there."""
-    lock = _try_lock(folder / "lock")
-    if lock:
-        lock.close()
-    return lock is None
-
-
-def _try_lock(path: Path) -> IO[str] | None:
-    """The file, locked and naming this process; None while another process holds it. The system frees it when its holder ends, however it ends."""
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    # Held by another, or removed between opening and locking.
-    file.close()
-    return None
 
 
 def _step(checkpoint: Path) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from qlora.errors import StoppedError, UserFacingError
+from qlora.terminal import visible
 
 _UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 
@@ -39,5 +40,6 @@ def _raise_stopped(number: int, _frame: object) -> None:
 
 def _stop(message: str, exit_code: int) -> None:
     kind = "stopped" if exit_code == StoppedError.exit_code else "error"
-    print(f"\n{kind}: {message}", file=sys.stderr, flush=True)
+    # A message may name what stands in a file.
+    print(f"\n{kind}: {visible(message)}", file=sys.stderr, flush=True)
     sys.exit(exit_code)

@@ -12,6 +12,7 @@ from qlora.chat_template import ChatTemplate, Encoded
 from qlora.conversation import Conversation
 from qlora.errors import InputError
 from qlora.params.sequence import SequenceParams
+from qlora.terminal import visible
 
 IGNORE_INDEX = -100
 """Label of a token that the loss does not count."""
@@ -200,8 +201,3 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[
         if whole:
             before, begin = begin, place + 1
     return texts
-
-
-def visible(text: str) -> str:
-    """The text with what would steer a terminal spelled out."""
-    return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)

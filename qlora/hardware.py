@@ -8,21 +8,45 @@ from typing import Any
 
 import torch
 
-from qlora.errors import MachineError
+from qlora import ranks
+from qlora.errors import InputError, MachineError
 from qlora.params.hardware import HardwareParams
 
 
-def set_up(hardware: HardwareParams, *, deterministic: bool) -> torch.device:
-    """The device to use, with threads and number formats set as the params say.
+def require_devices(hardware: HardwareParams) -> None:
+    """Raises MachineError when GPUs were asked for and there is not one for each process."""
+    _require_gpu(hardware)
+    if hardware.device == "cuda" and hardware.num_processes > torch.cuda.device_count():
+        raise MachineError(
+            "too-few-gpus",
+            f"hardware.num_processes = {hardware.num_processes}, but torch sees {torch.cuda.device_count()} GPU(s) here: each process needs its own",
+        )
+
+
+def _require_gpu(hardware: HardwareParams) -> None:
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise MachineError(
+            "no-gpu",
+            "hardware.device = 'cuda', but torch sees no GPU here: run on a machine with one, "
+            "or use a recipe for CPUs (`python -m tools.recipes use tiny-cpu`)",
+        )
+
+
+def set_up(hardware: HardwareParams, *, deterministic: bool, processes: int = 1) -> torch.device:
+    """The device to use, with threads and number formats set as the params say, once all processes have met.
 
     Args:
         hardware: What was asked for.
         deterministic: Refuse kernels whose result depends on timing.
+        processes: How many share the work.
 
     Raises:
         MachineError: `device: cuda` without a usable GPU.
+        InputError: another number of processes was begun.
     """
     torch.set_num_threads(hardware.num_threads)
+    # Else accelerate chooses a number of its own for several processes.
+    os.environ.setdefault("OMP_NUM_THREADS", str(hardware.num_threads))
     if deterministic:
         # Read by cuBLAS when its first handle is made: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -31,16 +55,14 @@ def set_up(hardware: HardwareParams, *, deterministic: bool) -> torch.device:
     torch.use_deterministic_algorithms(deterministic)
     # A debugging aid that comes with it: writing NaN into every new tensor made a step on the CPU 40 % slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _require_gpu(hardware)
     if hardware.device == "cuda":
-        if not torch.cuda.is_available():
-            raise MachineError(
-                "no-gpu",
-                "hardware.device = 'cuda', but torch sees no GPU here: run on a machine with one, "
-                "or use a recipe for CPUs (`python -m tools.recipes use tiny-cpu`)",
-            )
         torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
         torch.backends.cudnn.allow_tf32 = hardware.tf32
-    return torch.device(hardware.device)
+    ranks.join(hardware.device)
+    if (begun := ranks.rank_and_size()[1]) != processes:
+        raise InputError("processes-differ", f"{begun} process(es) were begun, hardware.num_processes asks for {processes}: run `dvc repro`")
+    return torch.device("cuda", torch.cuda.current_device()) if hardware.device == "cuda" else torch.device("cpu")
 
 
 TRAINING_SETTINGS = ("hardware.per_device_train_batch_size", "hardware.activation_checkpointing", "sequence.max_length")

@@ -1,6 +1,8 @@
-"""Work shared by the processes of a distributed run; one process alone has all of it."""
+"""Work shared by the processes of a distributed run (qlora/launch.py begins them); one process alone has all of it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -11,6 +13,25 @@ from qlora.errors import MachineError
 Item = TypeVar("Item")
 
 
+def join(device: str) -> None:
+    """Meet the other processes, if this one was begun as one of several; on cuda each has the device of its number on its machine."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+
+
+@contextmanager
+def lost_named() -> Iterator[None]:
+    """Raises MachineError in place of the communication library's own error when another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if rank_and_size()[1] == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise MachineError("rank-died", "another process of this run has ended, and this one with it") from error
+
+
 def rank_and_size() -> tuple[int, int]:
     """Number of this process, and how many there are."""
     if dist.is_available() and dist.is_initialized():
@@ -18,13 +39,53 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+def is_first() -> bool:
+    """Whether this is the process that writes what all share."""
+    return rank_and_size()[0] == 0
+
+
+def barrier() -> None:
+    """Until every process is here."""
+    if rank_and_size()[1] > 1:
+        dist.barrier()
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process alone does the block, then the others do it, who find in a file what it found out."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
+def told(own: Item) -> Item:
+    """What the first process knows, to each of them."""
+    if rank_and_size()[1] == 1:
+        return own
+    known = [own]
+    dist.broadcast_object_list(known, src=0)
+    return known[0]
+
+
+def gathered(own: Item) -> list[Item]:
+    """What each process has, in their order, to each of them."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return [own]
+    found: list[Item] = [own] * size
+    dist.all_gather_object(found, own)
+    return found
+
+
 def highest(own: int) -> int:
     """The highest number that any process gives, to each of them."""
     if rank_and_size()[1] == 1:
         return own
-    found = torch.tensor([own], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    number = torch.tensor([own], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
 
 
 def merged(own: Mapping[int, Item], count: int) -> list[Item]:
@@ -37,14 +98,8 @@ def merged(own: Mapping[int, Item], count: int) -> list[Item]:
     Raises:
         MachineError: one is missing, or two processes made it.
     """
-    shares = [dict(own)]
-    size = rank_and_size()[1]
-    if size > 1:
-        gathered: list[dict[int, Item] | None] = [None] * size
-        dist.all_gather_object(gathered, dict(own))
-        shares = [share for share in gathered if share is not None]
     found: dict[int, Item] = {}
-    for share in shares:
+    for share in gathered(dict(own)):
         twice = found.keys() & share.keys()
         if twice:
             raise MachineError(

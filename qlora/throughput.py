@@ -14,6 +14,7 @@ import torch
 
 from qlora.hardware import peak_memory_bytes
 from qlora.manifest import project_root
+from qlora.ranks import is_first
 from qlora.records import write_json
 
 
@@ -29,7 +30,7 @@ class Work:
 
 @contextmanager
 def measured(stage: str, path: Path, device: torch.device) -> Iterator[Work]:
-    """Time the block and note it under `stage` in the file.
+    """Time the block and note it under `stage` in the file, of several processes the first alone.
 
     `dvc exp run --temp` and `--queue` throw the working copy away: there the same file is also written under
     .dvc/tmp/throughput/ of the repository, by the name of the working copy.
@@ -37,6 +38,8 @@ def measured(stage: str, path: Path, device: torch.device) -> Iterator[Work]:
     work = Work()
     began = time.perf_counter()
     yield work
+    if not is_first():
+        return
     seconds = time.perf_counter() - began
     rates = {f"{name}_per_second": round(count / seconds, 2) for name, count in work.counts.items()}
     entry = {"seconds": round(seconds, 2), "peak_memory_bytes": peak_memory_bytes(device), **work.counts, **rates}

@@ -3,12 +3,13 @@
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -24,6 +25,7 @@ from qlora.packing import pack
 from qlora.params import Params
 from qlora.params.lora import LoraParams
 from qlora.params.sequence import SequenceParams
+from qlora.ranks import gathered, rank_and_size
 
 NAMED = 20
 """Conversations of a failed update that its message names."""
@@ -35,19 +37,41 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     Every update's loss is logged by itself: a mean over several would be over fewer where a stop fell between them.
     """
 
-    def __init__(self, *, examples: Sequence[Example], checkpoints: Checkpoints, save_or_stop: SaveOrStop, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        examples: Sequence[Example],
+        checkpoints: Checkpoints,
+        save_or_stop: SaveOrStop,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None,
+        args: SFTConfig,
+        **options: Any,
+    ) -> None:
         self.examples = examples
         self.checkpoints = checkpoints
+        self.train_rows, self.eval_rows = len(train_dataset), len(eval_dataset or ())
+        """Of conversations, without those that fill up the last batches of several processes."""
         self._save_or_stop = save_or_stop
         # Token ids of this update's micro-batches and where their conversations begin, to name them.
         self._batches: list[dict[str, Any]] = []
-        super().__init__(**options)
+        shared = args.per_device_train_batch_size * rank_and_size()[1]
+        super().__init__(
+            args=args,
+            train_dataset=filled_up(train_dataset, shared),
+            eval_dataset=filled_up(eval_dataset, shared) if eval_dataset is not None else None,
+            **options,
+        )
         self.add_callback(save_or_stop)
 
     @property
     def stopped(self) -> bool:
         """Whether a signal ended the training early, after a checkpoint."""
         return self._save_or_stop.stopped
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "EpochOrder":  # noqa: ARG002
+        updates = self._save_or_stop.updates_per_epoch
+        return EpochOrder(self.train_rows, len(self.train_dataset), self.args.seed, lambda: self.state.global_step // updates)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self._batches.append({name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if inputs.get(name) is not None})
@@ -64,7 +88,9 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _not_finite(self, words: str, value: float) -> str:
         """Who, when, and what to try."""
         learned = {tuple(example.ids): example.conversation for example in self.examples}
-        ids = dict.fromkeys(learned.get(tokens, "unknown") for batch in self._batches for tokens in conversations_of(batch))
+        own = [learned.get(tokens, "unknown") for batch in self._batches for tokens in conversations_of(batch)]
+        # Every process sees the same loss.
+        ids = dict.fromkeys(name for names in gathered(own) for name in names)
         made_from = (
             f"The update was made from the conversations {', '.join(list(ids)[:NAMED])}: `python -m tools.inspect --id ID` shows one. " if ids else ""
         )
@@ -92,7 +118,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         # The first token of a row is predicted by nothing.
         tokens = int((inputs["labels"][:, 1:] != -100).sum())
-        self._eval_nats += float(result[0]) * tokens
+        # The loss of no token is no number.
+        self._eval_nats += float(result[0]) * tokens if tokens else 0.0
         self._eval_tokens += tokens
         return result
 
@@ -118,6 +145,35 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def validation_losses(self) -> list[tuple[int, float]]:
         return [(entry["step"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """Rows in an order that follows from the seed and the epoch alone, whatever was drawn before, then those that only fill up.
+
+    Args:
+        rows: How many are put in order.
+        total: With those after them.
+        epoch: Asked at the beginning of each.
+    """
+
+    def __init__(self, rows: int, total: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.rows, self.total, self.seed, self.epoch = rows, total, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self.seed, self.epoch()]).permutation(self.rows).tolist()
+        yield from range(self.rows, self.total)
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def filled_up(rows: Dataset, multiple: int) -> Dataset:
+    """The rows, and after them as many without a learned token as make a multiple: else some would be handed out twice to keep all processes busy."""
+    missing = -len(rows) % multiple
+    if not missing or multiple == 1 or rank_and_size()[1] == 1:
+        return rows
+    empty = {"input_ids": [[0, 0]] * missing, "labels": [[-100, -100]] * missing, "seq_lengths": [[2]] * missing}
+    return concatenate_datasets([rows, Dataset.from_dict({name: empty[name] for name in rows.column_names}, features=rows.features)])
 
 
 def smoothed(losses: Sequence[tuple[int, float]], width: int) -> list[tuple[int, float]]:
@@ -197,6 +253,7 @@ def training_arguments(params: Params, folder: Path) -> SFTConfig:
         disable_tqdm=not runtime.progress,
         include_num_input_tokens_seen="all",
         auto_find_batch_size=False,
+        ddp_find_unused_parameters=False,
     )
     # Several visible GPUs would multiply the rows of a step and wrap the model in DataParallel: a process uses one.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -8,14 +8,16 @@ params  base_model, chat, sequence, lora, train, hardware
 
 import argparse
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
-from qlora import adapter, base_model, command, environment, hardware, params
+from qlora import adapter, base_model, command, environment, hardware, launch, params
 from qlora.chat_template import FOLDER, ChatTemplate
 from qlora.checkpoints import Checkpoints, fingerprint
 from qlora.conversation import Conversation
@@ -26,7 +28,7 @@ from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
 from qlora.interruption import Interruption
 from qlora.manifest import project_root
 from qlora.params import Params
-from qlora.ranks import rank_and_size
+from qlora.ranks import first_goes_first, is_first, lost_named, rank_and_size, told
 from qlora.records import read_jsonl, write_csv, write_json
 from qlora.throughput import measured
 from qlora.trainer import ExactTrainer, lora_config, make_trainer, smoothed
@@ -46,19 +48,30 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, thr
         MachineError: no GPU, memory, room on the disk, or another process trains the same.
     """
     manifest = manifests / f"{values.base_model.name}.json"
-    require_recorded([train, validation])
-    with Interruption() as interruption, Checkpoints(_checkpoint_folder(values, [train, validation, manifest])) as checkpoints:
-        finished = checkpoints.finished()
-        if finished and not is_committed(finished / "adapter_folder", str(outputs["adapter_folder"]), recorded_outputs()):
-            print(f"taking over what was finished before, and DVC could not take: {finished}", flush=True)
-            checkpoints.take_over(outputs)
-            return
-        checkpoints.prune()
-        with out_of_memory_named(TRAINING_SETTINGS, values):
-            trained = _ready(values, train, validation, manifest, checkpoints, interruption)
-            _run(trained.trainer, checkpoints, interruption, throughput)
-        _publish(trained, values, **outputs)
-        checkpoints.finish(outputs)
+    with lost_named(), Interruption() as interruption:
+        device = hardware.set_up(values.hardware, deterministic=values.train.deterministic, processes=values.hardware.num_processes)
+        with first_goes_first():
+            require_recorded([train, validation])
+        with Checkpoints(_checkpoint_folder(values, [train, validation, manifest])) as checkpoints:
+            if told(is_first() and _take_over(checkpoints, outputs)):
+                return
+            with out_of_memory_named(TRAINING_SETTINGS, values):
+                trained = _ready(values, train, validation, manifest, device, checkpoints, interruption)
+                _run(trained.trainer, checkpoints, interruption, throughput)
+            if is_first():
+                _publish(trained, values, **outputs)
+                checkpoints.finish(outputs)
+
+
+def _take_over(checkpoints: Checkpoints, outputs: Mapping[str, Path]) -> bool:
+    """Whether an earlier run had finished and DVC did not take it; else what other trainings left is removed."""
+    finished = checkpoints.finished()
+    if finished and not is_committed(finished / "adapter_folder", str(outputs["adapter_folder"]), recorded_outputs()):
+        print(f"taking over what was finished before, and DVC could not take: {finished}", flush=True)
+        checkpoints.take_over(outputs)
+        return True
+    checkpoints.prune()
+    return False
 
 
 class _Training(NamedTuple):
@@ -69,9 +82,11 @@ class _Training(NamedTuple):
     """Tokens of the train conversations."""
 
 
-def _ready(values: Params, train: Path, validation: Path, manifest: Path, checkpoints: Checkpoints, interruption: Interruption) -> _Training:
-    device = hardware.set_up(values.hardware, deterministic=values.train.deterministic)
-    folder = base_model.verified_folder(values.base_model, manifest)
+def _ready(
+    values: Params, train: Path, validation: Path, manifest: Path, device: torch.device, checkpoints: Checkpoints, interruption: Interruption
+) -> _Training:
+    with first_goes_first():
+        folder = base_model.verified_folder(values.base_model, manifest)
     base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     adapter.require_saveable(template)
@@ -81,14 +96,18 @@ def _ready(values: Params, train: Path, validation: Path, manifest: Path, checkp
     checkpoints.require_room(model.get_nb_trainable_parameters()[0], values.train.optim)
     trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints, interruption)
     accounting = _accounting(trainer, learned, held_back, values)
-    _introduce(model, template, learned.examples, accounting)
+    if is_first():
+        _introduce(model, template, learned.examples, accounting)
+    else:
+        # Other dropout than the first one's.
+        torch.manual_seed(values.train.seed + rank_and_size()[0])
     return _Training(trainer, template, accounting, learned.lengths)
 
 
 def _run(trainer: ExactTrainer, checkpoints: Checkpoints, interruption: Interruption, throughput: Path) -> None:
     """All updates, or those that are left after the newest checkpoint."""
     resumed = checkpoints.newest()
-    if resumed:
+    if resumed and is_first():
         print(f"going on from {resumed}", flush=True)
     interruption.can_wait = True
     with measured("train", throughput, trainer.args.device) as work:
@@ -135,12 +154,12 @@ def _adapter_model(values: Params, folder: Path, device: Any) -> PeftModel:
 def _accounting(trainer: ExactTrainer, learned: EncodedSplit, held_back: EncodedSplit, values: Params) -> dict[str, Any]:
     """What is trained on, in counts that don't depend on the clock."""
     accounting: dict[str, Any] = {}
-    for name, split, dataset in (("train", learned, trainer.train_dataset), ("validation", held_back, trainer.eval_dataset)):
+    for name, split, rows in (("train", learned, trainer.train_rows), ("validation", held_back, trainer.eval_rows)):
         if split.examples:
             record = split.record()
-            fill = record["tokens"]["out"] / (len(dataset) * values.sequence.max_length)
-            accounting[name] = {**record, "rows": {"count": len(dataset), "fill": fill}}
-    return {**accounting, "steps_per_epoch": math.ceil(len(trainer.train_dataset) / values.train.batch_size)}
+            fill = record["tokens"]["out"] / (rows * values.sequence.max_length)
+            accounting[name] = {**record, "rows": {"count": rows, "fill": fill}}
+    return {**accounting, "steps_per_epoch": math.ceil(trainer.train_rows / values.train.batch_size)}
 
 
 def _introduce(model: PeftModel, template: ChatTemplate, examples: Sequence[Example], accounting: dict[str, Any]) -> None:
@@ -177,6 +196,9 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
+    if values.hardware.num_processes > 1 and not launch.is_rank():
+        hardware.require_devices(values.hardware)
+        launch.launch("stages.train", sys.argv[1:], values.hardware.num_processes)
     train(values, **vars(arguments))
 
 

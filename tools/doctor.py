@@ -22,9 +22,9 @@ from typing import NamedTuple
 from ruamel.yaml import YAML
 
 from qlora import command, environment, params
-from qlora.checkpoints import is_locked
 from qlora.dvc_files import cached, is_cached, md5_of, objects, outputs_in_git, recorded
 from qlora.errors import InputError, UserFacingError
+from qlora.locks import is_locked
 from qlora.manifest import find_weights, read_manifest
 
 LITTLE_BYTES = 2_000_000_000
@@ -186,7 +186,7 @@ def left_behind() -> Iterator[Finding]:
     if copies and not busy:
         yield Finding(f"{len(copies)} copies of the workspace in .dvc/tmp/exps, made for experiments that ended", "rm -rf .dvc/tmp/exps/tmp*")
     for folder in Path(".dvc/tmp/checkpoints").glob("*"):
-        if list(folder.glob("checkpoint-*")) and not is_locked(folder):
+        if list(folder.glob("checkpoint-*")) and not is_locked(folder / "lock"):
             yield Finding(
                 f"{folder} holds checkpoints of a training that was stopped: running it again goes on from them",
                 f"dvc repro   # or, to throw them away: rm -rf {folder}",

@@ -43,8 +43,8 @@ class Params(Section):
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        """Forward passes per optimizer update."""
-        return self.train.batch_size // self.hardware.per_device_train_batch_size
+        """Forward passes of each process per optimizer update."""
+        return self.train.batch_size // (self.hardware.per_device_train_batch_size * self.hardware.num_processes)
 
 
 def load(path: Path) -> Params:
@@ -102,10 +102,10 @@ def _between_sections(params: Params) -> list[str]:
     """Impossible pairs across sections; a section that is wrong in itself is absent here."""
     problems = []
     train, hardware, data = (getattr(params, name, None) for name in ("train", "hardware", "data"))
-    if train and hardware and train.batch_size % hardware.per_device_train_batch_size:
+    if train and hardware and train.batch_size % (hardware.per_device_train_batch_size * hardware.num_processes):
         problems.append(
-            f"train.batch_size = {train.batch_size} is not a multiple of "
-            f"hardware.per_device_train_batch_size = {hardware.per_device_train_batch_size}"
+            f"train.batch_size = {train.batch_size} is not a multiple of hardware.per_device_train_batch_size = "
+            f"{hardware.per_device_train_batch_size}" + (f" x num_processes = {hardware.num_processes}" if hardware.num_processes > 1 else "")
         )
     if train and data and data.validation_fraction == 0 and train.eval_strategy != "no":
         problems.append(

@@ -136,6 +136,43 @@ def test_two_at_once_make_one_result(clone: Clone, expected: dict[str, bytes]) -
     assert clone.outputs() == expected
 
 
+@pytest.fixture(scope="module")
+def of_two_processes(_before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
+    """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
+    folder = tmp_path_factory.mktemp("two")
+    shutil.copytree(_before_training.path, folder / "clone", symlinks=True)
+    clone = Clone(folder / "clone")
+    clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
+    clone.repro("baseline")
+    clone.commit("two processes")
+    shutil.copytree(clone.path, folder / "whole", symlinks=True)
+    whole = Clone(folder / "whole")
+    whole.repro("train")
+    return clone, whole.outputs()
+
+
+@pytest.mark.parametrize("victim", ["a rank", "the launcher", "the stage, by SIGTERM"])
+def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path, victim: str) -> None:
+    before, expected = of_two_processes
+    shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
+    clone = Clone(tmp_path / "clone")
+    dvc = started(clone, "dvc", "repro", "train")
+    wait_for(lambda: checkpoint(clone))
+    launcher, *ranks = sorted(processes(clone.path, "-m stages.train"))
+    assert len(ranks) == 2
+    os.kill(ranks[1] if victim == "a rank" else launcher, signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
+    assert dvc.wait(60) != 0
+    wait_for(lambda: not processes(clone.path), 60)
+    if victim == "a rank":
+        assert "[rank-died] process 1 of 2 was ended by SIGKILL" in log(clone)
+    elif "SIGTERM" in victim:
+        assert log(clone).count("[stopped] SIGTERM at step") == 1
+        assert "exited with 75" in log(clone)
+    assert "Traceback" not in log(clone)
+    assert "going on from" in clone.run("dvc", "repro", "train")
+    assert clone.outputs() == expected
+
+
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_a_signal_before_anything_was_done_is_one_line(clone: Clone, stage: str) -> None:
     stopped = started(clone, sys.executable, "-m", f"stages.{stage}", "--help")

@@ -78,7 +78,7 @@ def test_the_page_escapes_what_it_shows(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nothing_prepared_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspect, "PREPARED", tmp_path)
     monkeypatch.setattr(sys, "argv", ["inspect"])
-    with pytest.raises(inspect.InputError, match=r"train.jsonl does not exist: run `dvc repro prepare` first"):
+    with pytest.raises(inspect.InputError, match=r"\[inspect-nothing\] .*train.jsonl does not exist: run `dvc repro prepare` first"):
         inspect.main()
 
 

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,18 @@ def test_an_unknown_recipe_is_refused(name: str, hint: str) -> None:
 def test_a_recipe_with_an_unknown_key_or_value_is_refused(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("train:\n  learning_rat: 1\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"sets train\.learning_rat"):
+    with pytest.raises(InputError, match=r"\[recipe-key\] .*sets train\.learning_rat"):
         recipes.compose(PARAMS, overlay)
     overlay.write_text("train:\n  learning_rate: fast\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"train\.learning_rate = 'fast' is not allowed"):
         recipes.compose(PARAMS, overlay)
+
+
+@pytest.mark.parametrize("action", ["show", "use", "flags"])
+def test_an_action_without_a_name_lists_the_names(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes", action])
+    with pytest.raises(InputError, match=r"\[recipe-name\] .* needs the name of a recipe: .*tiny-cpu"):
+        recipes.main()
 
 
 def test_flags_quote_what_a_shell_would_split() -> None:

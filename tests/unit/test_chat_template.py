@@ -100,6 +100,17 @@ def test_a_forged_role_is_refused(template: ChatTemplate) -> None:
         template.encode(Conversation("id", "c", [Message(role=role, content="a"), Message(role="assistant", content="b")]))
 
 
+def test_a_template_that_refuses_a_conversation_is_quoted(tokenizer: Any) -> None:
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
+    assert template.encode(conversation("2+2?", "4")) is not None
+    with pytest.raises(
+        InputError, match=r"\[chat-template\] the chat template refuses roles \['system', 'user', 'assistant'\]: no system turns here"
+    ):
+        template.encode(conversation("2+2?", "4", system="Answer only."))
+
+
 def test_a_template_of_ones_own_is_a_file_in_the_folder(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"chat-template-missing\] .*known: model, vicuna"):
         ChatTemplate(tokenizer, ChatParams(template="mine", on_control_tokens="error"))

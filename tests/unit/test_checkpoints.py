@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qlora import checkpoints as module
-from qlora.checkpoints import Checkpoints, is_locked
+from qlora.checkpoints import Checkpoints
 from qlora.errors import MachineError
+from qlora.locks import is_locked
 
 
 def save(checkpoints: Checkpoints, step: int, content: str = "state") -> None:
@@ -103,7 +104,7 @@ def test_a_second_process_waits_and_then_names_the_first(tmp_path: Path, monkeyp
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
-        assert is_locked(tmp_path / "run")
+        assert is_locked(tmp_path / "run" / "lock")
         with pytest.raises(MachineError, match=rf"train-running\] process {holder.pid} on .* is training in"), Checkpoints(tmp_path / "run"):
             pass
         # However it ends, the folder is free.

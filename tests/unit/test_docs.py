@@ -24,6 +24,13 @@ def test_every_error_code_is_explained_and_every_explained_code_exists() -> None
     assert explained == raised
 
 
+def test_every_error_code_is_provoked_by_a_test() -> None:
+    """As far as words can tell: a test names it as a code."""
+    explained = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    assert [code for code in explained if not re.search(rf"[\"\[]{code}(?:\\?\]|\"|\) )", tests)] == []
+
+
 def test_the_readmes_numbers_are_those_of_the_committed_metrics() -> None:
     base, tuned = (json.loads((ROOT / f"metrics/{name}.json").read_text(encoding="utf-8")) for name in ("baseline", "evaluate"))
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)

@@ -43,7 +43,7 @@ def test_a_conversation_of_exactly_max_length_fits(template: ChatTemplate) -> No
 
 
 def test_a_conversation_that_does_not_fit_can_end_the_run(template: ChatTemplate) -> None:
-    with pytest.raises(InputError, match=r"train conversation long has \d+ tokens, sequence.max_length is 64"):
+    with pytest.raises(InputError, match=r"\[sequence-too-long\] train conversation long has \d+ tokens, sequence.max_length is 64"):
         encode_split([SHORT, LONG], template, sequence(on_too_long="error"), "train")
 
 

@@ -26,7 +26,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     path = requirements(tmp_path, "tqdm==0.0.1\nno-such-package==1.0\n")
     with pytest.raises(MachineError) as caught:
         require_pinned_versions(path, allow_other=False)
-    assert caught.value.exit_code == 3
+    assert (caught.value.code, caught.value.exit_code) == ("environment-differs", 3)
     assert f"tqdm: {metadata.version('tqdm')} in place of 0.0.1" in str(caught.value)
     assert "no-such-package: not installed in place of 1.0" in str(caught.value)
 
@@ -37,5 +37,5 @@ def test_other_versions_are_a_warning_when_allowed(tmp_path: Path, capsys: pytes
 
 
 def test_an_open_range_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'tqdm>=1' is not pinned"):
+    with pytest.raises(InputError, match=r"\[requirements-unpinned\] .*'tqdm>=1' is not pinned"):
         require_pinned_versions(requirements(tmp_path, "tqdm>=1\n"), allow_other=False)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qlora.errors import MachineError
+from qlora import hardware
+from qlora.errors import InputError, MachineError
 from qlora.hardware import ANSWERING_SETTINGS, TRAINING_SETTINGS, out_of_memory_named
 from qlora.params import Params
 
@@ -30,3 +31,25 @@ def test_no_memory_names_what_saves_most_and_its_values(default_params: Params, 
 def test_another_error_is_let_through(default_params: Params) -> None:
     with pytest.raises(RuntimeError, match="a bug"), out_of_memory_named(TRAINING_SETTINGS, default_params):
         raise RuntimeError("a bug")
+
+
+def test_a_missing_gpu_is_the_machines(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = default_params.hardware.model_copy(update={"device": "cuda"})
+    for call in (lambda: hardware.require_devices(asked), lambda: hardware.set_up(asked, deterministic=True)):
+        with pytest.raises(MachineError, match=r"\[no-gpu\]"):
+            call()
+
+
+def test_each_process_needs_a_gpu_of_its_own(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for count in (1, 2):
+        hardware.require_devices(default_params.hardware.model_copy(update={"device": "cuda", "num_processes": count}))
+    with pytest.raises(MachineError, match=r"\[too-few-gpus\] hardware.num_processes = 3, but torch sees 2 GPU"):
+        hardware.require_devices(default_params.hardware.model_copy(update={"device": "cuda", "num_processes": 3}))
+
+
+def test_a_process_too_few_is_refused(default_params: Params) -> None:
+    with pytest.raises(InputError, match=r"\[processes-differ\] 1 process\(es\) were begun, hardware.num_processes asks for 2"):
+        hardware.set_up(default_params.hardware, deterministic=True, processes=2)

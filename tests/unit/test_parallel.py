@@ -69,7 +69,7 @@ def test_a_bug_keeps_the_traceback_of_its_process() -> None:
 
 
 def test_a_killed_process_is_named() -> None:
-    with pytest.raises(MachineError, match=r"process 1 of 2 ended with exit code -9 .* Lower runtime.num_workers"):
+    with pytest.raises(MachineError, match=r"\[worker-died\] process 1 of 2 ended with exit code -9 .* Lower runtime.num_workers"):
         list(interleaved(dying, 2))
 
 

@@ -93,7 +93,9 @@ def test_a_file_that_holds_no_sections_is_refused(tmp_path: Path, text: str) -> 
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
-    assert "run from the repository's root" in message(tmp_path / "params.yaml")
+    shown = message(tmp_path / "params.yaml")
+    assert "[params-missing]" in shown
+    assert "run from the repository's root" in shown
 
 
 def test_keys_that_are_no_text_are_unknown_keys(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
 
 def test_an_item_that_is_missing_or_too_many_is_noticed() -> None:
     assert merged({1: "b", 0: "a"}, 2) == ["a", "b"]
-    with pytest.raises(MachineError, match="1 of 3 items are missing or too many, such as number 1"):
+    with pytest.raises(MachineError, match=r"\[share-incomplete\] 1 of 3 items are missing or too many, such as number 1"):
         merged({0: "a", 2: "c"}, 3)
     with pytest.raises(MachineError, match="missing or too many, such as number 3"):
         merged({0: "a", 1: "b", 3: "c"}, 2)

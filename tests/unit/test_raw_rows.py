@@ -96,7 +96,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"expected one of \.parquet, \.json, \.jsonl"):
+    with pytest.raises(InputError, match=r"\[data-suffix\] .*expected one of \.parquet, \.json, \.jsonl"):
         list(read_rows(path, ["messages"]))
 
 

@@ -1,0 +1,32 @@
+"""Locks that the system frees when their holder ends, however it ends."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """The file, locked and naming this process, until it is closed; None while another process holds it."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    # Held by another, or removed between opening and locking.
+    file.close()
+    return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds it."""
+    lock = try_lock(path)
+    if lock:
+        lock.close()
+    return lock is None

@@ -1,0 +1,41 @@
+"""A program of several ranks for test_launch.py: `python -m tests.unit.rank_program ACTION RANK`.
+
+The action is that rank's, or each one's for -1; the others wait for it.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from qlora import command, ranks
+from qlora.errors import InputError, StoppedError
+
+
+def main() -> None:
+    action, acting = sys.argv[1], int(sys.argv[2])
+    rank, size = ranks.rank_and_size()
+    if action == "stop":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
+        print("ready", flush=True)
+        time.sleep(60)
+    ranks.join("cpu")
+    rank, size = ranks.rank_and_size()
+    if rank == acting or acting < 0:
+        if action == "refuse":
+            raise InputError("data-empty", f"the value of rank {rank}")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "break":
+            raise RuntimeError("a bug")
+    total = torch.tensor([rank + 1])
+    with ranks.lost_named():
+        dist.all_reduce(total)
+    print(f"rank {rank} of {size}: {int(total)}", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)
