@@ -1,7 +1,9 @@
-# VENV=DIR reuses an environment; TORCH_INDEX_URL=URL takes torch from there (a CPU build for a laptop, another CUDA for a card).
+# VENV=DIR reuses an environment; TORCH_INDEX_URL=URL takes torch from there (a CPU build for a laptop, another CUDA for a card);
+# HASHES=1 refuses every package but torch whose file is not one of requirements-hashes.txt.
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+HASHES ?=
 
 # Stages are run as `python -m ...` by dvc: the environment comes first on PATH.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -32,6 +34,7 @@ torture: $(READY_DEV) ## Kill runs at random moments for an hour and compare eve
 $(READY): requirements.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX_URL),python -m pip install --quiet --index-url $(TORCH_INDEX_URL) "$$(grep -o '^torch==[^ ]*' requirements.txt)")
+	$(if $(HASHES),python -m pip install --quiet --no-deps --require-hashes -r requirements-hashes.txt)
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

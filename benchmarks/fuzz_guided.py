@@ -17,9 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz import good_files
-from benchmarks.machine import describe_machine
-
 RESULTS = Path(__file__).parent / "results" / "fuzz_guided.json"
 KINDS = (".yaml", ".jsonl", ".json", ".parquet")
 INPUT_BYTES = 16_384
@@ -72,6 +69,10 @@ def main() -> None:
     if arguments.corpus:
         fuzz(arguments.corpus, arguments.seconds, arguments.seed)
         return
+    # Not before: what is instrumented must not have been imported.
+    from benchmarks.fuzz import good_files
+    from benchmarks.machine import describe_machine
+
     with tempfile.TemporaryDirectory() as name:
         good, corpus = Path(name) / "good", Path(name) / "corpus"
         good.mkdir()

@@ -1,3 +1,4 @@
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,18 @@ def requirements(tmp_path: Path, text: str) -> Path:
 
 def test_the_committed_requirements_are_installed() -> None:
     require_pinned_versions(Path("requirements.txt"), allow_other=False)
+
+
+def test_the_hashes_are_of_the_pinned_versions() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", Path("requirements.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", Path("requirements-hashes.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    assert {normal(name): version for name, version, _ in entries} == {normal(name): version for name, version in pins.items() if name != "torch"}
 
 
 def test_local_build_tags_do_not_count(tmp_path: Path) -> None:
