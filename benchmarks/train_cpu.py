@@ -1,0 +1,123 @@
+"""What does exactness cost a training? Tokens per second of this project's trainer and of a bare SFTTrainer with the same settings, in turn.
+
+    python -m benchmarks.train_cpu [--rounds 7] [--steps 100]     writes results/train_cpu.json
+
+Both train the embedded default, each as a process of its own: ours with its checkpoints, signals and its loss of every update, the bare one as
+TRL's documentation shows it, on the same token ids packed by TRL, without checkpoints. A ratio is of one round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+
+RESULTS = Path(__file__).parent / "results" / "train_cpu.json"
+
+SHARED = """
+import json, sys, tempfile, time
+from pathlib import Path
+import torch
+from peft import get_peft_model
+from transformers import set_seed
+from qlora import base_model, hardware, params
+from qlora.chat_template import ChatTemplate
+from qlora.conversation import Conversation
+from qlora.encoding import encode_split
+from qlora.records import read_jsonl
+from qlora.trainer import lora_config
+steps = int(sys.argv[1])
+values = params.load(Path("params.yaml"))
+values = values.model_copy(update={
+    "train": values.train.model_copy(update={"max_steps": steps, "eval_strategy": "no"}),
+    "runtime": values.runtime.model_copy(update={"progress": False}),
+})
+folder = Path("models/base") / values.base_model.name
+template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+examples = encode_split(map(Conversation.from_record, read_jsonl(Path("data/prepared/train.jsonl"))), template, values.sequence, "train").examples
+torch.set_num_threads(values.hardware.num_threads)
+scratch = tempfile.TemporaryDirectory(dir=".dvc/tmp")
+def report(trainer):
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "tokens": int(trainer.state.num_input_tokens_seen)}))
+"""
+
+OURS = (
+    SHARED
+    + """
+from qlora.checkpoints import Checkpoints
+from qlora.interruption import Interruption
+from qlora.trainer import make_trainer
+hardware.set_up(values.hardware, deterministic=values.train.deterministic)
+base = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
+set_seed(values.train.seed)
+model = get_peft_model(base, lora_config(values.lora))
+with Checkpoints(Path(scratch.name) / "run") as checkpoints, Interruption() as interruption:
+    report(make_trainer(values, model, template.tokenizer, examples, [], checkpoints, interruption))
+"""
+)
+
+BARE = (
+    SHARED
+    + """
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+train, sequence = values.train, values.sequence
+rows = Dataset.from_dict({"input_ids": [example.ids for example in examples], "labels": [example.labels for example in examples]})
+arguments = SFTConfig(
+    output_dir=scratch.name, use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=values.hardware.per_device_train_batch_size,
+    gradient_accumulation_steps=values.gradient_accumulation_steps, learning_rate=train.learning_rate, lr_scheduler_type=train.lr_scheduler_type,
+    warmup_steps=train.warmup_steps, optim=train.optim, max_grad_norm=train.max_grad_norm, seed=train.seed, logging_steps=train.logging_steps,
+    save_strategy="no", report_to="none", disable_tqdm=True, max_length=sequence.max_length, packing=True, activation_checkpointing=False,
+    dataloader_pin_memory=False, include_num_input_tokens_seen="all",
+)
+report(SFTTrainer(
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=arguments, train_dataset=rows,
+    processing_class=template.tokenizer, peft_config=lora_config(values.lora),
+))
+"""
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=100)
+    arguments = parser.parse_args()
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        for number in range(arguments.rounds):
+            # The first of a round takes turns too.
+            for name, program in sorted({"ours": OURS, "bare": BARE}.items(), reverse=bool(number % 2)):
+                done = subprocess.run(
+                    [sys.executable, "-c", program, str(arguments.steps)], stdout=subprocess.PIPE, stderr=errors, text=True, check=False
+                )
+                if done.returncode:
+                    errors.seek(0)
+                    sys.exit(errors.read()[-3000:])
+                found = json.loads(done.stdout.splitlines()[-1])
+                rates[name].append(found["tokens"] / found["seconds"])
+    ratios = [ours / bare for ours, bare in zip(rates["ours"], rates["bare"], strict=True)]
+    record = {
+        "machine": describe_machine(),
+        "steps": arguments.steps,
+        "tokens_per_second": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
+        "times_bare_median": round(statistics.median(ratios), 4),
+        "times_bare": [round(ratio, 4) for ratio in ratios],
+        # The noise: how far the bare trainer is from itself.
+        "bare_slowest_to_fastest": round(min(rates["bare"]) / max(rates["bare"]), 4),
+    }
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
