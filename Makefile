@@ -1,5 +1,5 @@
 # VENV=DIR reuses an environment; TORCH_INDEX_URL=URL takes torch from there (a CPU build for a laptop, another CUDA for a card);
-# HASHES=1 refuses every package but torch whose file is not one of requirements-hashes.txt.
+# HASHES=1 refuses a package of requirements-hashes.txt (all but torch and what its CUDA builds bring) whose file is another.
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX_URL ?=

@@ -6,9 +6,9 @@ A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc ex
 or a training by two processes, and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage, to one process of several, or to all.
 After each the same command is run again; what a plain rerun can't mend, a HEAD, a queue or a lock left in the middle, is mended by the commands
 that `tools.doctor` prints. At the end it must have made the reference's bytes and left no process, no checkpoint, a clean `dvc status` and
-HEAD on its branch.
+HEAD on its branch; a file that was edited before all of it must still be so, or be among Git's stashes.
 
-Trials are numbered and seeded; each is a line of results/torture.jsonl, and a run goes on with the first number that is not there.
+Trials are numbered and seeded; each is a line of results/torture.jsonl, and a run of the same code goes on with the first number that is not there.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import describe_machine
+from qlora.checkpoints import fingerprint
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RESULTS = Path(__file__).parent / "results" / "torture.jsonl"
@@ -44,6 +45,11 @@ COMMANDS = {
 }
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1")
 KILLS_A_TRIAL = 4
+RERUNS = 3
+"""Of a command that nobody kills any more; the record says how many it took."""
+EDITED = "README.md"
+"""A tracked file that no stage depends on."""
+CODE = ("qlora", "stages", "tools", "dvc.yaml", "requirements.txt", "benchmarks/torture.py", "benchmarks/torture.yaml")
 PATIENCE_SECONDS = 240
 
 
@@ -56,6 +62,13 @@ class Reference(NamedTuple):
 
 class Failure(Exception):  # noqa: N818 - an outcome, not a bug of this program
     """A trial did not end as it must."""
+
+
+def code() -> str:
+    """Changes with whatever a trial tries."""
+    root = Path(__file__).parents[1]
+    found = [root / name for name in CODE]
+    return fingerprint({}, (file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))))
 
 
 def references(folder: Path) -> dict[str, Reference]:
@@ -111,12 +124,14 @@ class Trial:
 
     def run(self) -> dict[str, Any]:
         shutil.copytree(self.reference.pristine, self.clone.path, symlinks=True)
+        (self.clone.path / EDITED).write_text(f"edited before trial {self.record['trial']}\n", encoding="utf-8")
         try:
             for _ in range(KILLS_A_TRIAL):
                 if self._attempt(killed=True):
                     break
                 self._recover()
-            for _ in range(3):
+            for rerun in range(1, RERUNS + 1):
+                self.record["reruns"] = rerun
                 if self._attempt(killed=False):
                     break
                 self._recover()
@@ -175,12 +190,15 @@ class Trial:
         name = self.rng.choice(there)
         sent = self.rng.choice(SIGNALS if "stage" in name else SIGNALS[:3])
         doing = ["".join(Path(f"/proc/{pid}/cmdline").read_text().split("\0")[2:3]) for pid in victims["stage"] if Path(f"/proc/{pid}").exists()]
+        reached = 0
         for pid in victims[name]:
             try:
                 os.kill(pid, getattr(signal, sent))
+                reached += 1
             except ProcessLookupError:
                 continue
-        self.record["kills"].append(f"{sent} to {name}" + (f" during {doing[0]}" if doing else ""))
+        if reached:
+            self.record["kills"].append(f"{sent} to {name}" + (f" during {doing[0]}" if doing else ""))
 
     def _recover(self) -> None:
         """By what doctor prints, if anything."""
@@ -210,6 +228,12 @@ class Trial:
         branch = self.clone.run("git", "symbolic-ref", "--short", "HEAD").strip()
         if branch != "main":
             raise Failure(f"HEAD is on {branch}")
+        edit = f"edited before trial {self.record['trial']}"
+        if edit not in (self.clone.path / EDITED).read_text(encoding="utf-8"):
+            stashes = self.clone.run("git", "stash", "list", "--format=%gd").split()
+            if not any(edit in self.clone.run("git", "show", f"{name}:{EDITED}") for name in stashes):
+                raise Failure(f"the edit of {EDITED} is lost")
+            self.record["edit"] = "in a stash"
         if self.mode in ("temp", "queue"):
             names = self.clone.run("dvc", "exp", "list", "--name-only").split()
             if not names:
@@ -229,13 +253,20 @@ class Trial:
 def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path) -> Counter[str]:
     """Trials until there are so many kills or the time is over; what they ended in, and `kills`."""
     known = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
-    done = [record for record in known if record["seed"] == seed]
+    this = code()
+    done = [record for record in known if record["seed"] == seed and record.get("code") == this]
     counts: Counter[str] = Counter()
-    for record in done:
-        counts[record["ended"][:6].strip()] += 1
+
+    def count(record: dict[str, Any]) -> None:
         counts["kills"] += len(record["kills"])
+        counts["failed" if record["ended"].startswith("FAILED") else "same bytes"] += 1
+
+    for record in done:
+        count(record)
     next_number = 1 + max((record["trial"] for record in done), default=-1)
     deadline = time.monotonic() + 60 * minutes
+    if counts["kills"] >= kills:
+        return counts
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(jobs) as pool:
         made = references(Path(folder))
         kept = Path(tempfile.gettempdir()) / "torture-failures"
@@ -244,9 +275,8 @@ def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path) -> 
             next_number += jobs
             for record in pool.map(lambda number: Trial(number, seed, made, Path(folder)).run(), numbers):
                 with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**record, "machine": describe_machine()}) + "\n")
-                counts["kills"] += len(record["kills"])
-                counts["FAILED" if record["ended"].startswith("FAILED") else "same b"] += 1
+                    file.write(json.dumps({**record, "code": this, "machine": describe_machine()}) + "\n")
+                count(record)
                 print(
                     f"trial {record['trial']}: {record['settings']}, {record['command']}: {', '.join(record['kills'])}: {record['ended']}", flush=True
                 )
@@ -265,9 +295,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    # Begun by nohup or in a shell's background, it would hand on that these are ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     counts = torture(arguments.kills, arguments.minutes, arguments.seed, arguments.jobs, arguments.results)
-    print(f"{counts['kills']} kills, {counts['same b']} trials ended with the same bytes, {counts['FAILED']} did not")
-    sys.exit(1 if counts["FAILED"] else 0)
+    print(f"{counts['kills']} kills, {counts['same bytes']} trials ended with the same bytes, {counts['failed']} did not")
+    sys.exit(1 if counts["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
     except ImportError as error:
         raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
             raise
         raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
     # transformers fills them with random numbers and goes on.

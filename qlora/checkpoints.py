@@ -24,7 +24,7 @@ from typing import IO, Any
 from qlora.errors import MachineError
 from qlora.locks import try_lock
 from qlora.manifest import sha256_of
-from qlora.ranks import barrier, is_first, told
+from qlora.ranks import barrier, from_first, is_first
 from qlora.records import json_document, write_json
 
 SUMS = "sums.json"
@@ -55,7 +55,6 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         """Raises MachineError when another process trains here and does not end soon."""
         if is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.folder / "lock", time.monotonic() + PATIENCE_SECONDS)
             shutil.rmtree(self.aside, ignore_errors=True)
         barrier()
@@ -68,7 +67,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The checkpoint of the highest step whose files are as they were written; damaged ones are named and removed."""
-        return told(self._newest() if is_first() else None)
+        return from_first(self._newest() if is_first() else None)
 
     def _newest(self) -> Path | None:
         for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
@@ -119,7 +118,7 @@ class Checkpoints:
                 "disk-full",
                 f"no room for the checkpoint of step {step} in {self.folder}: {error}. Make room and run again: "
                 "the training goes on from the checkpoint before it.",
-            ) from None
+            ) from error
         finally:
             if is_first():
                 shutil.rmtree(self.aside, ignore_errors=True)
@@ -162,14 +161,23 @@ class Checkpoints:
         """Remove the folders of other trainings that ended."""
         for path in self.folder.parent.glob("*/finished"):
             if path.parent != self.folder and (lock := try_lock(path.parent / "lock")):
-                shutil.rmtree(path.parent)
+                # Gone at once: a training that begins there makes a folder of its own.
+                gone = path.parent.with_name(f"{path.parent.name}.{os.getpid()}.gone")
+                path.parent.rename(gone)
+                shutil.rmtree(gone)
                 lock.close()
 
 
 def _locked(path: Path, deadline: float) -> IO[str]:
     said = False
+    path.parent.mkdir(parents=True, exist_ok=True)
     while (lock := try_lock(path)) is None:
-        holder = path.read_text(encoding="utf-8").strip() or "another process"
+        try:
+            holder = path.read_text(encoding="utf-8").strip() or "another process"
+        except FileNotFoundError:
+            # Removed by a training that ended; see prune.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         if time.monotonic() > deadline:
             raise MachineError("train-running", f"{holder} is training in {path.parent}: wait until it ends, or end it, then run again")
         if not said:

@@ -3,10 +3,12 @@
 import configparser
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import platformdirs
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -94,10 +96,12 @@ def require_recorded(paths: Iterable[Path]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where DVC keeps its objects: .dvc/cache, or what `cache.dir` says."""
+    """Where DVC keeps its objects: .dvc/cache, or what `cache.dir` says in the configuration of machine, user or repository."""
     root = project_root() / ".dvc"
-    settings = configparser.ConfigParser()
-    settings.read([root / "config", root / "config.local"], encoding="utf-8")
+    machine = os.environ.get("DVC_SYSTEM_CONFIG_DIR", platformdirs.site_config_dir("dvc", "iterative"))
+    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR", platformdirs.user_config_dir("dvc", "iterative"))
+    settings = configparser.RawConfigParser()
+    settings.read([Path(machine) / "config", Path(user) / "config", root / "config", root / "config.local"], encoding="utf-8")
     return root / settings.get("cache", "dir", fallback="cache").strip("\"'")
 
 

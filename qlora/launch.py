@@ -7,6 +7,7 @@ a checkpoint may take longer, and it turns every exit code into 1.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,101 +19,122 @@ from typing import NoReturn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from qlora.errors import MachineError, StoppedError
-from qlora.interruption import SIGNALS
+from qlora.interruption import LAUNCHER, SIGNALS, handle
+from qlora.ranks import LOST
 
 GRACE_SECONDS = 10.0
-"""How long the others may take to end by themselves once one has failed; they wait for it in vain as a rule."""
+"""How long the others may take to end by themselves once one has failed; as a rule they wait for it in vain."""
 TAIL_CHARS = 4000
-"""Of what a failed process printed; all of it is printed by rank 0 alone."""
+"""Of what a failed process printed; rank 0 prints all it has to say by itself."""
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def is_rank() -> bool:
     """Whether this process is one of several already."""
-    return "RANK" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> NoReturn:
     """Run `python -m MODULE ARGUMENTS` as `count` processes of this machine, and end as they end.
 
-    Signals go on to each of them. Rank 0 prints; of the others is shown what they printed, where they alone failed.
+    Signals go on to each of them. Rank 0 prints; of another one is shown what it printed, where rank 0 can't know why it failed.
 
     Raises:
         MachineError: one was killed.
+        StoppedError: a signal ended them before they could say so.
     """
     ranks = _Ranks()
-    for number in SIGNALS:
-        signal.signal(number, ranks.forward)
-    # Of this process, so that no port is chosen before it is bound.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    handle(SIGNALS, ranks.forward)
+    # Of this process, so that no port is chosen before it is bound; what it says is trusted, so nobody else may speak to it.
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
     shared = {
         **os.environ,
+        LAUNCHER: str(os.getpid()),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
     }
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         logs = [Path(folder) / str(rank) for rank in range(count)]
-        for rank, log in enumerate(logs):
-            with log.open("wb") as file:
-                output = file if rank else None
-                process = subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments],
-                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=output,
-                    stderr=output,
-                )
-            ranks.add(process)
-        failed = ranks.wait()
-        if failed is None:
-            sys.exit(0)
-        status = ranks.processes[failed].returncode
-        if status == StoppedError.exit_code or (ranks.noted and status == -ranks.noted):
-            # Said by rank 0, unless the signal came before it could.
-            sys.exit(StoppedError.exit_code)
-        if status < 0:
-            name = signal.Signals(-status).name
-            raise MachineError(
-                "rank-died",
-                f"process {failed} of {count} was ended by {name}, the others with it: run again, a training goes on from its last checkpoint. "
-                "SIGKILL that nobody sent is most often the machine's memory at its end.",
-            )
-        if failed and ranks.processes[0].returncode != status:
-            print(f"\nprocess {failed} of {count}:\n{logs[failed].read_text(encoding='utf-8', errors='replace')[-TAIL_CHARS:]}", file=sys.stderr)
-        sys.exit(status)
+        try:
+            for rank, log in enumerate(logs):
+                with log.open("wb") as file:
+                    output = file if rank else None
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", module, *arguments],
+                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdout=output,
+                        stderr=output,
+                        # A terminal's Ctrl-C comes by way of this process, once.
+                        start_new_session=True,
+                    )
+                ranks.add(process)
+            failed = ranks.wait()
+        finally:
+            ranks.kill()
+        if failed is not None:
+            _say_why(failed, ranks, logs)
+        sys.exit(0 if failed is None else ranks.processes[failed].returncode)
+
+
+def _say_why(failed: int, ranks: "_Ranks", logs: Sequence[Path]) -> None:
+    """Raises where the processes themselves could not say it."""
+    count, status = len(logs), ranks.processes[failed].returncode
+    if -status in ranks.forwarded:
+        raise StoppedError("stopped", f"{signal.Signals(-status).name} before anything was done: run again")
+    if status < 0:
+        raise MachineError(
+            "rank-died",
+            f"process {failed} of {count} was ended by {signal.Signals(-status).name}, the others with it: run again, a training goes on from its "
+            "last checkpoint. SIGKILL that nobody sent is most often the machine's memory at its end.",
+        )
+    if status == LOST:
+        raise MachineError("rank-died", f"the {count} processes lost each other: run again, a training goes on from its last checkpoint")
+    if failed and ranks.processes[0].returncode != status:
+        printed = logs[failed].read_text(encoding="utf-8", errors="replace")[-TAIL_CHARS:]
+        print(f"\nprocess {failed} of {count}:\n{printed}", file=sys.stderr, flush=True)
 
 
 class _Ranks:
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.noted = 0
-        """The last signal that came, 0 for none."""
+        self.forwarded: list[int] = []
+        """Signals that came."""
+        self._killed: set[int] = set()
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:
         self.processes.append(process)
-        if self.noted:
-            process.send_signal(self.noted)
+        for number in self.forwarded:
+            process.send_signal(number)
 
     def forward(self, number: int, _frame: object) -> None:
-        self.noted = number
+        self.forwarded.append(number)
         for process in self.processes:
             process.send_signal(number)
 
-    def wait(self) -> int | None:
-        """The rank that failed first, once all have ended; None when none did."""
-        failed, deadline = None, float("inf")
-        while any(process.poll() is None for process in self.processes):
-            if failed is None:
-                failed = self._failed()
-                deadline = time.monotonic() + GRACE_SECONDS if failed is not None else deadline
-            if time.monotonic() > deadline:
-                for process in self.processes:
-                    process.kill()
-            time.sleep(0.05)
-        return self._failed() if failed is None else failed
+    def kill(self) -> None:
+        """Whoever still runs."""
+        for rank, process in enumerate(self.processes):
+            if process.poll() is None:
+                self._killed.add(rank)
+                process.kill()
+                process.wait()
 
-    def _failed(self) -> int | None:
-        """A killed one before one that reports: the others may fail for want of it."""
-        ended = [(process.returncode, rank) for rank, process in enumerate(self.processes) if process.poll()]
+    def wait(self) -> int | None:
+        """The rank whose failure is the reason of the others', once all have ended; None when none failed."""
+        deadline = float("inf")
+        while any(process.poll() is None for process in self.processes):
+            if any(process.returncode for process in self.processes):
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() > deadline:
+                self.kill()
+            time.sleep(0.05)
+        ended = [(process.returncode, rank) for rank, process in enumerate(self.processes) if process.returncode and rank not in self._killed]
+        # Killed before refused, and that before stopped: what comes later follows from it. 75 and LOST are the highest.
         return min(ended)[1] if ended else None

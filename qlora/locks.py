@@ -8,8 +8,11 @@ from typing import IO
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The file, locked and naming this process, until it is closed; None while another process holds it."""
-    file = path.open("a+", encoding="utf-8")
+    """The file, locked and naming this process, until it is closed; None while another process holds it, or where its folder was removed."""
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
@@ -25,8 +28,12 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds it."""
-    lock = try_lock(path)
-    if lock:
-        lock.close()
-    return lock is None
+    """Whether a process holds it; changes nothing."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

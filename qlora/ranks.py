@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 
 from qlora.errors import MachineError
+from qlora.interruption import LAUNCHER
 
+LOST = 76
+"""Exit code of a process that ended because another one had: the launcher tells of that one."""
 Item = TypeVar("Item")
 
 
@@ -18,17 +21,31 @@ def join(device: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo", device_id=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None
+        )
+
+
+def leave() -> None:
+    """After the last common work."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
-def lost_named() -> Iterator[None]:
-    """Raises MachineError in place of the communication library's own error when another process has ended."""
+def loss_of_others_named() -> Iterator[None]:
+    """Ends in place of the communication library's own error when another process has ended.
+
+    Raises:
+        MachineError: one has, and no launcher is there to tell of it.
+    """
     try:
         yield
     except RuntimeError as error:
         if rank_and_size()[1] == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
+        if LAUNCHER in os.environ:
+            os._exit(LOST)
         raise MachineError("rank-died", "another process of this run has ended, and this one with it") from error
 
 
@@ -50,17 +67,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-@contextmanager
-def first_goes_first() -> Iterator[None]:
-    """The first process alone does the block, then the others do it, who find in a file what it found out."""
-    if not is_first():
-        barrier()
-    yield
-    if is_first():
-        barrier()
-
-
-def told(own: Item) -> Item:
+def from_first(own: Item) -> Item:
     """What the first process knows, to each of them."""
     if rank_and_size()[1] == 1:
         return own

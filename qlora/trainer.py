@@ -88,7 +88,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _not_finite(self, words: str, value: float) -> str:
         """Who, when, and what to try."""
         learned = {tuple(example.ids): example.conversation for example in self.examples}
-        own = [learned.get(tokens, "unknown") for batch in self._batches for tokens in conversations_of(batch)]
+        own = [learned[tokens] for batch in self._batches for tokens in conversations_of(batch) if tokens in learned]
         # Every process sees the same loss.
         ids = dict.fromkeys(name for names in gathered(own) for name in names)
         made_from = (
@@ -170,7 +170,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 def filled_up(rows: Dataset, multiple: int) -> Dataset:
     """The rows, and after them as many without a learned token as make a multiple: else some would be handed out twice to keep all processes busy."""
     missing = -len(rows) % multiple
-    if not missing or multiple == 1 or rank_and_size()[1] == 1:
+    if not missing or rank_and_size()[1] == 1:
         return rows
     empty = {"input_ids": [[0, 0]] * missing, "labels": [[-100, -100]] * missing, "seq_lengths": [[2]] * missing}
     return concatenate_datasets([rows, Dataset.from_dict({name: empty[name] for name in rows.column_names}, features=rows.features)])
@@ -290,6 +290,9 @@ def make_trainer(
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    if rank := rank_and_size()[0]:
+        # Other dropout than the first process's.
+        torch.manual_seed(params.train.seed + rank)
     return trainer
 
 

@@ -28,7 +28,7 @@ from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
 from qlora.interruption import Interruption
 from qlora.manifest import project_root
 from qlora.params import Params
-from qlora.ranks import first_goes_first, is_first, lost_named, rank_and_size, told
+from qlora.ranks import from_first, gathered, is_first, leave, loss_of_others_named
 from qlora.records import read_jsonl, write_csv, write_json
 from qlora.throughput import measured
 from qlora.trainer import ExactTrainer, lora_config, make_trainer, smoothed
@@ -48,12 +48,11 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, thr
         MachineError: no GPU, memory, room on the disk, or another process trains the same.
     """
     manifest = manifests / f"{values.base_model.name}.json"
-    with lost_named(), Interruption() as interruption:
+    require_recorded([train, validation])
+    with loss_of_others_named(), Interruption() as interruption:
         device = hardware.set_up(values.hardware, deterministic=values.train.deterministic, processes=values.hardware.num_processes)
-        with first_goes_first():
-            require_recorded([train, validation])
         with Checkpoints(_checkpoint_folder(values, [train, validation, manifest])) as checkpoints:
-            if told(is_first() and _take_over(checkpoints, outputs)):
+            if from_first(is_first() and _take_over(checkpoints, outputs)):
                 return
             with out_of_memory_named(TRAINING_SETTINGS, values):
                 trained = _ready(values, train, validation, manifest, device, checkpoints, interruption)
@@ -61,6 +60,7 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, thr
             if is_first():
                 _publish(trained, values, **outputs)
                 checkpoints.finish(outputs)
+        leave()
 
 
 def _take_over(checkpoints: Checkpoints, outputs: Mapping[str, Path]) -> bool:
@@ -85,8 +85,7 @@ class _Training(NamedTuple):
 def _ready(
     values: Params, train: Path, validation: Path, manifest: Path, device: torch.device, checkpoints: Checkpoints, interruption: Interruption
 ) -> _Training:
-    with first_goes_first():
-        folder = base_model.verified_folder(values.base_model, manifest)
+    folder = base_model.verified_folder(values.base_model, manifest)
     base_model.check_context(folder, values.sequence.max_length)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     adapter.require_saveable(template)
@@ -98,9 +97,6 @@ def _ready(
     accounting = _accounting(trainer, learned, held_back, values)
     if is_first():
         _introduce(model, template, learned.examples, accounting)
-    else:
-        # Other dropout than the first one's.
-        torch.manual_seed(values.train.seed + rank_and_size()[0])
     return _Training(trainer, template, accounting, learned.lengths)
 
 
@@ -115,9 +111,9 @@ def _run(trainer: ExactTrainer, checkpoints: Checkpoints, interruption: Interrup
         work.count(**trainer.done_this_time())
     if trainer.stopped:
         state = trainer.state
-        raise StoppedError(
-            "stopped", f"{interruption.noted} at step {state.global_step} of {state.max_steps}: a checkpoint was saved, run again to go on"
-        )
+        # Perhaps it came to one process alone.
+        noted = next(filter(None, gathered(interruption.noted)))
+        raise StoppedError("stopped", f"{noted} at step {state.global_step} of {state.max_steps}: a checkpoint was saved, run again to go on")
     _require_finite(trainer)
 
 
@@ -135,7 +131,7 @@ def _publish(trained: _Training, values: Params, *, adapter_folder: Path, report
 def _checkpoint_folder(values: Params, inputs: list[Path]) -> Path:
     """Named by all that makes this training what it is."""
     code = [Path(__file__), *sorted(Path(params.__file__).parents[1].rglob("*.py")), *sorted(FOLDER.iterdir())]
-    state = {name: getattr(values, name).model_dump() for name in TRACKED} | {"processes": rank_and_size()[1]}
+    state = {name: getattr(values, name).model_dump() for name in TRACKED}
     return project_root() / ".dvc" / "tmp" / "checkpoints" / fingerprint(state, [*inputs, Path("requirements.txt"), *code])
 
 
@@ -198,6 +194,8 @@ def main() -> None:
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
     if values.hardware.num_processes > 1 and not launch.is_rank():
         hardware.require_devices(values.hardware)
+        # Hashed once and remembered, not by each process.
+        base_model.verified_folder(values.base_model, arguments.manifests / f"{values.base_model.name}.json")
         launch.launch("stages.train", sys.argv[1:], values.hardware.num_processes)
     train(values, **vars(arguments))
 

@@ -8,6 +8,7 @@ owners, the base model, dependencies that are missing, room on the disk, damaged
 """
 
 import argparse
+import configparser
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from qlora import command, environment, params
 from qlora.dvc_files import cached, is_cached, md5_of, objects, outputs_in_git, recorded
@@ -45,14 +47,24 @@ def git(*arguments: str) -> str:
 def detached_head() -> Iterator[Finding]:
     if git("rev-parse", "--git-dir") and not git("symbolic-ref", "--quiet", "HEAD"):
         branch = git("rev-parse", "--abbrev-ref", "@{-1}") or "main"
-        yield Finding("HEAD is on no branch: an experiment was killed in the workspace, perhaps", f"git checkout --force {shlex.quote(branch)}")
+        # Moves HEAD and the index alone: what was edited stays as it is, and shows as changes.
+        yield Finding(
+            f"HEAD is on no branch: an experiment was killed in the workspace, or you checked out a commit; {branch} was the last branch",
+            f"git symbolic-ref HEAD refs/heads/{shlex.quote(branch)} && git reset --quiet",
+        )
 
 
 def experiment_in_the_middle() -> Iterator[Finding]:
     """References that DVC sets while an experiment runs and removes at its end."""
     left = [name for name in git("for-each-ref", "--format=%(refname)", "refs/exps/exec").splitlines() if name]
-    if left and not _running("exp", "run") and not _running("exp", "exec-run"):
-        yield Finding(f"a killed experiment left {', '.join(left)}", " && ".join(f"git update-ref -d {shlex.quote(name)}" for name in left))
+    if not left or _running("exp", "run") or _running("exp", "exec-run"):
+        return
+    commands = [f"git update-ref -d {shlex.quote(name)}" for name in left]
+    aside = "refs/exps/exec/EXEC_MERGE"
+    if aside in left and subprocess.run(["git", "diff", "--quiet", aside], capture_output=True, check=False).returncode:
+        # Edits that dvc had put aside; perhaps they are nowhere else.
+        commands.insert(0, f'git stash store --message "put aside by an experiment that was killed" $(git rev-parse {aside})')
+    yield Finding(f"a killed experiment left {', '.join(left)}", " && ".join(commands))
 
 
 def broken_rwlock() -> Iterator[Finding]:
@@ -123,6 +135,8 @@ def base_model() -> Iterator[Finding]:
 
 def missing_dependencies() -> Iterator[Finding]:
     """Files without which DVC refuses to begin."""
+    # What is wrong in it is another check's finding.
+    params.load(Path("params.yaml"))
     pipeline = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
     values = YAML(typ="safe", pure=True).load(Path("params.yaml"))
     made = {
@@ -135,12 +149,12 @@ def missing_dependencies() -> Iterator[Finding]:
     }
     for path in sorted(named - made):
         if not Path(path).exists():
-            tracked = git("ls-files", path)
+            tracked, quoted = git("ls-files", path), shlex.quote(path)
             pointer = Path(f"{path}.dvc").exists()
             mend = (
-                f"git checkout -- {path}"
+                f"git checkout -- {quoted}"
                 if tracked
-                else f"dvc checkout {path}.dvc || dvc pull {path}.dvc"
+                else f"dvc checkout {quoted}.dvc || dvc pull {quoted}.dvc"
                 if pointer
                 else "git diff params.yaml dvc.yaml"
             )
@@ -150,7 +164,7 @@ def missing_dependencies() -> Iterator[Finding]:
 def little_room() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free
     if free < LITTLE_BYTES:
-        yield Finding(f"{free / 1e9:.1f} GB are left on this disk", "dvc gc --workspace --all-branches")
+        yield Finding(f"{free / 1e9:.1f} GB are left on this disk", "dvc gc --workspace --all-branches --all-tags --all-experiments")
 
 
 def damaged_cache() -> Iterator[Finding]:
@@ -161,7 +175,7 @@ def damaged_cache() -> Iterator[Finding]:
             continue
         path = Path(entry.path)
         is_whole = path.exists() and md5_of(path) == entry.md5
-        again = f"dvc commit --force {entry.stage}" if is_whole else f"(dvc fetch {entry.path} || dvc repro --force)"
+        again = f"dvc commit --force {entry.stage}" if is_whole else f"(dvc fetch {shlex.quote(entry.path)} || dvc repro --force)"
         damaged = [cached(part) for part in objects(entry.md5) if cached(part).is_file() and md5_of(cached(part)) != part.removesuffix(".dir")]
         if damaged:
             yield Finding(
@@ -188,7 +202,7 @@ def left_behind() -> Iterator[Finding]:
     for folder in Path(".dvc/tmp/checkpoints").glob("*"):
         if list(folder.glob("checkpoint-*")) and not is_locked(folder / "lock"):
             yield Finding(
-                f"{folder} holds checkpoints of a training that was stopped: running it again goes on from them",
+                f"{folder} holds checkpoints of a training that was stopped: the same data, params and code go on from them, another run never does",
                 f"dvc repro   # or, to throw them away: rm -rf {folder}",
             )
     partial = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
@@ -208,6 +222,18 @@ def _running(*words: str) -> bool:
         if int(process.name) != os.getpid() and place.is_relative_to(here) and all(any(word in part for part in line) for word in words):
             return True
     return False
+
+
+def _found(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Findings of one check; a file that it can't read is one, and no other check is lost for it."""
+    try:
+        return list(check())
+    except UserFacingError as error:
+        quoted = re.findall(r"`([^`]+)`", error.message)
+        return [Finding(error.message, quoted[0] if quoted else "git diff params.yaml dvc.yaml dvc.lock")]
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError, configparser.Error) as error:
+        name = check.__name__.replace("_", " ")
+        return [Finding(f"can't look for: {name} ({type(error).__name__}: {error})", "git diff params.yaml dvc.yaml dvc.lock .dvc/config")]
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -232,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", action="store_true", help="print the commands alone")
     arguments = parser.parse_args()
-    found = [finding for check in CHECKS for finding in check()]
+    found = list(dict.fromkeys(finding for check in CHECKS for finding in _found(check)))
     for finding in found:
         print(finding.mend if arguments.commands else f"{finding.what}\n    {finding.mend}\n")
     if not found and not arguments.commands:

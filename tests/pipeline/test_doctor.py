@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.torture import processes
 from qlora.dvc_files import cached, recorded_outputs
 from tests.pipeline.clone import Clone
 from tools import doctor
@@ -34,10 +37,42 @@ def test_a_healthy_checkout_has_no_finding(built: Clone) -> None:
     assert f"{len(doctor.CHECKS)} checks, nothing found" in built.run("python", "-m", "tools.doctor")
 
 
-def test_a_detached_head_goes_back_to_its_branch(built: Clone) -> None:
-    built.run("git", "checkout", "--quiet", "--detach")
+def test_a_detached_head_goes_back_to_its_branch_and_no_edit_is_lost(built: Clone) -> None:
+    built.run("git", "commit", "--quiet", "--allow-empty", "--message", "another")
+    built.run("git", "checkout", "--quiet", "--detach", "HEAD~1")
+    (built.path / "README.md").write_text("edited\n", encoding="utf-8")
+    (built.path / "LICENSE").write_text("staged\n", encoding="utf-8")
+    built.run("git", "add", "LICENSE")
     assert "HEAD is on no branch" in built.run("python", "-m", "tools.doctor", fails=True)
-    mended(built, "git checkout --force main")
+    mended(built, "git symbolic-ref HEAD refs/heads/main")
+    assert built.run("git", "symbolic-ref", "--short", "HEAD") == "main\n"
+    assert (built.path / "README.md").read_text(encoding="utf-8") == "edited\n"
+    assert (built.path / "LICENSE").read_text(encoding="utf-8") == "staged\n"
+
+
+@pytest.mark.parametrize("moment", ["experiment", "stage"])
+def test_what_was_edited_before_an_experiment_that_was_killed_is_kept(built: Clone, moment: str) -> None:
+    (built.path / "README.md").write_text("edited\n", encoding="utf-8")
+    command = ["dvc", "exp", "run", "--set-param", "train.seed=9"]
+    log = (built.path.parent / "log").open("wb")
+    dvc = subprocess.Popen(command, cwd=built.path, env=built.environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if processes(built.path, "-m stages.") if moment == "stage" else built.run("git", "for-each-ref", "refs/exps/exec"):
+            break
+        time.sleep(0.01)
+    for pid in processes(built.path):
+        os.kill(pid, signal.SIGKILL)
+    dvc.wait()
+    log.close()
+    for _ in range(2):
+        for line in commands(built):
+            if not line.startswith("dvc repro"):
+                built.run("bash", "-c", line)
+    assert built.run("git", "symbolic-ref", "--short", "HEAD") == "main\n"
+    kept = (built.path / "README.md").read_text(encoding="utf-8") == "edited\n"
+    assert kept or "+edited" in built.run("git", "stash", "show", "--patch", "stash@{0}")
+    assert "edited" in built.run(*command) + (built.path / "README.md").read_text(encoding="utf-8")
     assert built.run("git", "symbolic-ref", "--short", "HEAD") == "main\n"
 
 
@@ -122,6 +157,29 @@ def test_wrong_params_are_named(built: Clone) -> None:
     assert "git diff params.yaml" in commands(built)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("params.yaml", "lora: {r: 8}\n"), ("params.yaml", "a: [\n"), ("dvc.yaml", "stages: [\n"), ("dvc.lock", "a: b: c\n")]
+)
+def test_a_damaged_file_silences_no_other_check(built: Clone, name: str, text: str) -> None:
+    built.run("git", "checkout", "--quiet", "--detach")
+    (built.path / name).write_text(text, encoding="utf-8")
+    lines = commands(built)
+    assert "git symbolic-ref HEAD refs/heads/main && git reset --quiet" in lines
+    assert [line for line in lines if name in line]
+    for line in lines:
+        built.run("bash", "-c", line)
+    built.run("git", "checkout", "--", name)
+    assert commands(built) == []
+
+
+def test_paths_are_quoted(built: Clone) -> None:
+    shutil.copy(built.path / "data/raw/micro/train.jsonl", built.path / "data/raw/micro/my rows.jsonl")
+    built.run("dvc", "add", "--quiet", "data/raw/micro/my rows.jsonl")
+    built.set(data__train_file="data/raw/micro/my rows.jsonl")
+    (built.path / "data/raw/micro/my rows.jsonl").unlink()
+    mended(built, "dvc checkout 'data/raw/micro/my rows.jsonl'.dvc")
+
+
 def test_another_environment_is_named(built: Clone, tmp_path: Path) -> None:
     (built.path / "requirements.txt").write_text("torch==0.0.1\n", encoding="utf-8")
     assert "make setup" in commands(built)
@@ -139,15 +197,10 @@ def test_a_folder_of_another_user_is_named(built: Clone) -> None:
 def test_little_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LITTLE_BYTES", 1 << 60)
     (finding,) = doctor.little_room()
-    assert finding.mend == "dvc gc --workspace --all-branches"
+    assert finding.mend == "dvc gc --workspace --all-branches --all-tags --all-experiments"
 
 
 def test_a_queue_task_whose_worker_was_killed_can_be_removed(built: Clone) -> None:
-    import signal
-    import time
-
-    from benchmarks.torture import processes
-
     built.run("dvc", "exp", "run", "--queue", "-S", "train.seed=7")
     # The worker holds the streams that it is given until it ends.
     subprocess.run(["dvc", "queue", "start"], cwd=built.path, env=built.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from benchmarks.torture import RECIPE, processes
 from qlora.interruption import SIGNALS, Interruption
@@ -151,7 +152,7 @@ def of_two_processes(_before_training: Clone, tmp_path_factory: pytest.TempPathF
     return clone, whole.outputs()
 
 
-@pytest.mark.parametrize("victim", ["a rank", "the launcher", "the stage, by SIGTERM"])
+@pytest.mark.parametrize("victim", ["a rank", "the first rank", "one by SIGTERM", "the launcher", "the stage, by SIGTERM"])
 def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path, victim: str) -> None:
     before, expected = of_two_processes
     shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
@@ -160,17 +161,31 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
     wait_for(lambda: checkpoint(clone))
     launcher, *ranks = sorted(processes(clone.path, "-m stages.train"))
     assert len(ranks) == 2
-    os.kill(ranks[1] if victim == "a rank" else launcher, signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
+    ranks.sort(key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    chosen = {"a rank": ranks[1], "the first rank": ranks[0], "one by SIGTERM": ranks[1]}.get(victim, launcher)
+    os.kill(chosen, signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
     assert dvc.wait(60) != 0
     wait_for(lambda: not processes(clone.path), 60)
-    if victim == "a rank":
-        assert "[rank-died] process 1 of 2 was ended by SIGKILL" in log(clone)
+    if victim.endswith("rank"):
+        assert f"[rank-died] process {1 if victim == 'a rank' else 0} of 2 was ended by SIGKILL" in log(clone)
     elif "SIGTERM" in victim:
         assert log(clone).count("[stopped] SIGTERM at step") == 1
         assert "exited with 75" in log(clone)
     assert "Traceback" not in log(clone)
     assert "going on from" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
+
+
+def test_without_dvc_a_killed_launcher_leaves_no_process(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
+    before, _ = of_two_processes
+    shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
+    clone = Clone(tmp_path / "clone")
+    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["train"]["cmd"].split()[2:]
+    launcher = started(clone, sys.executable, *stage)
+    wait_for(lambda: checkpoint(clone))
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not processes(clone.path), 30)
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.dvc_files import cached, is_committed, md5_of, objects, outputs_in_git, recorded, recorded_outputs, require_recorded
+from qlora.dvc_files import cache_folder, cached, is_committed, md5_of, objects, outputs_in_git, recorded, recorded_outputs, require_recorded
 from qlora.errors import InputError
 from tests.pipeline.clone import Clone
 from tools.verify import differences
@@ -127,3 +127,23 @@ def test_hashes_are_those_of_dvc(inside: Clone) -> None:
     assert is_committed(Path("models/adapter"), "models/adapter", {}), "the cache holds it"
     flip(Path("models/adapter/adapter_model.safetensors"))
     assert not is_committed(Path("models/adapter"), "models/adapter", outputs)
+
+
+def test_data_that_lies_elsewhere_is_looked_at_too(inside: Clone) -> None:
+    Path("corpus").mkdir()
+    shutil.copy("data/raw/micro/train.jsonl", "corpus/rows.jsonl")
+    inside.set(data__train_file="corpus/rows.jsonl")
+    inside.repro("prepare")
+    assert "corpus/rows.jsonl" not in wrong()
+    flip(Path("corpus/rows.jsonl"))
+    assert "corpus/rows.jsonl" in wrong()
+
+
+@pytest.mark.parametrize("level", ["--system", "--global", "--project", "--local"])
+def test_the_cache_is_where_dvc_has_it(inside: Clone, tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_SYSTEM_CONFIG_DIR", "DVC_GLOBAL_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        inside.environment[name] = str(tmp_path / name)
+    elsewhere = tmp_path / "50%shared" / "cache"
+    inside.run("dvc", "cache", "dir", level, str(elsewhere))
+    assert cache_folder() == Path(inside.run("dvc", "cache", "dir").strip()) == elsewhere

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from qlora import command, ranks
-from qlora.errors import InputError, StoppedError
+from qlora.errors import InputError, MachineError, StoppedError
 
 
 def main() -> None:
@@ -27,12 +27,16 @@ def main() -> None:
     if rank == acting or acting < 0:
         if action == "refuse":
             raise InputError("data-empty", f"the value of rank {rank}")
+        if action == "fail":
+            raise MachineError("disk-full", f"no room for rank {rank}")
+        if action == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "break":
             raise RuntimeError("a bug")
     total = torch.tensor([rank + 1])
-    with ranks.lost_named():
+    with ranks.loss_of_others_named():
         dist.all_reduce(total)
     print(f"rank {rank} of {size}: {int(total)}", flush=True)
 

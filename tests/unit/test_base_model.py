@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from qlora.base_model import load_model, load_tokenizer
 from qlora.errors import InputError, MachineError
+from qlora.hardware import ANSWERING_SETTINGS, out_of_memory_named
 from qlora.params import Params
 from tests.unit.trainings import TINY, changed
 
@@ -43,6 +45,15 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path, default_params: 
     params = changed(default_params, base_model__load_in_4bit=load_in_4bit)
     with pytest.raises(InputError, match=rf"\[base-model-unloadable\] .*lacks 1 of the model's weights, such as {gone}"):
         load_model(params.base_model, folder, torch.device("cpu"), progress=False)
+
+
+def test_no_memory_for_the_weights_is_not_the_models_fault(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(MachineError, match=r"\[out-of-memory\]"), out_of_memory_named(ANSWERING_SETTINGS, default_params):
+        load_model(default_params.base_model, TINY, torch.device("cpu"), progress=False)
 
 
 def test_attention_that_is_not_installed_is_the_machines(default_params: Params) -> None:

@@ -114,6 +114,31 @@ def test_a_second_process_waits_and_then_names_the_first(tmp_path: Path, monkeyp
         assert (tmp_path / "run/lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} ")
 
 
+def test_a_folder_that_is_being_removed_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A training ended there, and another one prunes it, holding its lock."""
+    with Checkpoints(tmp_path / "other") as other:
+        shutil.rmtree(other.folder)
+        with Checkpoints(tmp_path / "other") as again:
+            assert (again.folder / "lock").is_file()
+    for _ in range(2):
+        with Checkpoints(tmp_path / "ended"):
+            (tmp_path / "ended/finished").mkdir()
+        with Checkpoints(tmp_path / "run") as run:
+            run.prune()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
+    assert "waiting" not in capsys.readouterr().err
+
+
+def test_looking_at_a_lock_changes_nothing(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path / "no/lock")
+    assert not (tmp_path / "no").exists()
+    with Checkpoints(tmp_path / "run"):
+        before = (tmp_path / "run/lock").read_bytes()
+        assert is_locked(tmp_path / "run/lock")
+        assert (tmp_path / "run/lock").read_bytes() == before != b""
+    assert not is_locked(tmp_path / "run/lock")
+
+
 def made(folder: Path) -> dict[str, Path]:
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter/weights").write_text("weights", encoding="utf-8")

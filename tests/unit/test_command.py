@@ -61,6 +61,33 @@ def test_a_signal_in_the_middle_is_said(capsys: pytest.CaptureFixture[str]) -> N
     assert "stopped: [stopped] SIGTERM" in capsys.readouterr().err
 
 
+def test_while_it_ends_it_is_not_interrupted_again() -> None:
+    def main() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+
+    assert ended(main) == 75
+
+
+def test_nohup_holds() -> None:
+    from qlora.interruption import SIGNALS, Interruption
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def main() -> None:
+        signal.raise_signal(signal.SIGHUP)
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            assert interruption.noted is None
+
+    command.run(main)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.SIGHUP in SIGNALS
+
+
 def test_what_a_file_holds_can_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "column \x1b[2J\x1b]0;title\x07 \u202egnp.exe \ud800 \x9b31m\r over\nand on"
     assert ended(raising(InputError("data-columns", hostile))) == 2

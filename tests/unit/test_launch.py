@@ -1,9 +1,11 @@
 """Several processes of one stage begin, fail and end together."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,12 +32,49 @@ def test_what_all_refuse_is_said_once() -> None:
     assert errors.strip() == "error: [data-empty] the value of rank 0"
 
 
-def test_what_one_refuses_is_said_with_its_number() -> None:
-    status, _, errors = ended("refuse", 1)
-    assert status == 2
+@pytest.mark.parametrize(
+    ("action", "status", "said"),
+    [("refuse", 2, "[data-empty] the value of rank 1"), ("fail", 3, "[disk-full] no room for rank 1"), ("term", 75, "[stopped] SIGTERM")],
+)
+def test_what_one_alone_has_to_say_is_said_with_its_number(action: str, status: int, said: str) -> None:
+    found, _, errors = ended(action, 1)
+    assert found == status
     assert "process 1 of 2:" in errors
-    assert "[data-empty] the value of rank 1" in errors
+    assert said in errors
+    assert "rank-died" not in errors
     assert "Traceback" not in errors
+
+
+def test_what_the_first_alone_has_to_say_is_said_once() -> None:
+    status, _, errors = ended("fail", 0)
+    assert status == 3
+    assert errors.strip() == "error: [disk-full] no room for rank 0"
+
+
+def test_nobody_else_can_speak_to_them() -> None:
+    process = started("stop", -1)
+    assert process.stdout is not None
+    process.stdout.readline()
+    sockets = {os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
+    listening = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process.pid}/net/{name}").read_text(encoding="utf-8").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                listening.append(fields[1].split(":")[0])
+    process.terminate()
+    process.communicate(timeout=20)
+    assert listening == ["0100007F"]
+
+
+def test_one_process_named_by_a_cluster_is_not_one_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora.launch import is_rank
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not is_rank()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_rank()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

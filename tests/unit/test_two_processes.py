@@ -35,10 +35,18 @@ def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Pat
             seen.extend((trainer.state.global_step, tokens) for tokens in conversations_of(inputs) if tokens in learned)
             return step(model, inputs, num_items_in_batch)
 
+        seed = torch.initial_seed()
         trainer.training_step = watched  # type: ignore[method-assign]
         trainer.train()
     weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    return {"weights": weights, "seen": seen, "losses": trainer.losses(), "validation": trainer.validation_losses(), "rows": trainer.train_rows}
+    return {
+        "weights": weights,
+        "seen": seen,
+        "losses": trainer.losses(),
+        "validation": trainer.validation_losses(),
+        "rows": trainer.train_rows,
+        "seed": seed,
+    }
 
 
 def work(rank: int, port: int, params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> None:
@@ -100,6 +108,8 @@ def test_with_dropout_the_rows_are_the_same(settings: Params, examples: list[Exa
     alone = trained(params, examples, tokenizer, tmp_path / "alone")
     first, second = by_two(params, examples, tokenizer, tmp_path / "two")
     assert Counter(first["seen"] + second["seen"]) == Counter(alone["seen"])
+    # Not the same masks on both.
+    assert (alone["seed"], first["seed"], second["seed"]) == (42, 42, 43)
 
 
 def test_the_order_follows_from_seed_and_epoch() -> None:
