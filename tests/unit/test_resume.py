@@ -1,5 +1,7 @@
 """A training that was stopped and goes on ends in the same bytes as one that never was."""
 
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from qlora.checkpoints import Checkpoints
 from qlora.encoding import Example
 from qlora.interruption import Interruption
 from qlora.params import Params
-from qlora.trainer import make_trainer
+from qlora.trainer import ExactTrainer, make_trainer
 from tests.unit.trainings import adapted, changed
 
 STEPS = 7
@@ -122,6 +124,32 @@ def test_a_signal_in_the_last_update_lets_it_end(settings: Params, examples: lis
     trainer = run(settings, examples, tokenizer, tmp_path, STEPS)
     assert not trainer.stopped
     assert trainer.state.global_step == STEPS
+
+
+def test_a_signal_while_a_checkpoint_is_written_spoils_neither_it_nor_the_result(
+    settings: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = changed(settings, runtime__save_steps=3)
+    expected = results(run(params, examples, tokenizer, tmp_path / "whole"))
+    save = ExactTrainer._save
+
+    def signalled(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        save(trainer, *args, **kwargs)
+        if trainer.state.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched, Interruption() as interruption, Checkpoints(tmp_path / "stopped") as checkpoints:
+        patched.setattr(ExactTrainer, "_save", signalled)
+        interruption.can_wait = True
+        trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], checkpoints, interruption)
+        trainer.train()
+        assert trainer.stopped
+        assert sorted(path.name for path in checkpoints.folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+        # The one that was being written is as whole as the one after it.
+        shutil.rmtree(checkpoints.folder / "checkpoint-4")
+    again = run(params, examples, tokenizer, tmp_path / "stopped")
+    assert again.done_this_time()["steps"] == STEPS - 3
+    assert_same(again, expected)
 
 
 def test_when_checkpoints_are_written_changes_nothing(
