@@ -50,7 +50,7 @@ def one(steps: int, checkpoints: int) -> None:
     examples = encode_split(map(Conversation.from_record, read_jsonl(TRAIN)), template, values.sequence, "train").examples
     base = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
     set_seed(values.train.seed)
-    model = get_peft_model(base, lora_config(values.lora))
+    model = get_peft_model(base, lora_config(values.lora, base))
     written, spent = 0, 0.0
     with tempfile.TemporaryDirectory(dir=".dvc/tmp") as name, Checkpoints(Path(name) / "run") as kept:
         trainer = make_trainer(values, model, template.tokenizer, examples, [], kept, Interruption())

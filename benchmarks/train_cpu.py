@@ -57,7 +57,7 @@ from qlora.trainer import make_trainer
 hardware.set_up(values.hardware, deterministic=values.train.deterministic)
 base = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
 set_seed(values.train.seed)
-model = get_peft_model(base, lora_config(values.lora))
+model = get_peft_model(base, lora_config(values.lora, base))
 with Checkpoints(Path(scratch.name) / "run") as checkpoints, Interruption() as interruption:
     report(make_trainer(values, model, template.tokenizer, examples, [], checkpoints, interruption))
 """
@@ -79,9 +79,9 @@ arguments = SFTConfig(
     save_strategy="no", report_to="none", disable_tqdm=True, max_length=sequence.max_length, packing=True, activation_checkpointing=False,
     dataloader_pin_memory=False, include_num_input_tokens_seen="all",
 )
+base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 report(SFTTrainer(
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=arguments, train_dataset=rows,
-    processing_class=template.tokenizer, peft_config=lora_config(values.lora),
+    base, args=arguments, train_dataset=rows, processing_class=template.tokenizer, peft_config=lora_config(values.lora, base),
 ))
 """
 )

@@ -16,6 +16,7 @@ from qlora.params.chat import ChatParams
 from qlora.records import write_json
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: str) -> None:

@@ -2,8 +2,10 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -46,7 +48,7 @@ class SaveOrStop(TrainerCallback):
         if self.stopped:
             # The epoch did not end, the training did: what is due at its end is not due now.
             control.should_evaluate = control.should_save = control.should_log = False
-        elif state.global_step < state.max_steps:
+        elif state.global_step < state.max_steps and not control.should_training_stop:
             self._decide(state, control, epoch_ended=True)
 
     def _decide(self, state: TrainerState, control: TrainerControl, *, epoch_ended: bool) -> None:
@@ -60,6 +62,37 @@ class SaveOrStop(TrainerCallback):
             self._saved_at = time.monotonic()
         if decision == STOP:
             control.should_training_stop = self.stopped = True
+
+
+class BestAdapter(TrainerCallback):
+    """Knows the adapter of the lowest validation loss, and ends a training whose validation loss no longer falls.
+
+    Args:
+        weights: The trained ones by name, as they are at any moment.
+        keep: Whether a copy of the best is held, on the CPU.
+        patience: Measurements without a lower loss after which the training ends; None: never.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], *, keep: bool, patience: int | None) -> None:
+        self.weights = weights
+        self.keep, self.patience = keep, patience
+        self.best: dict[str, torch.Tensor] = {}
+        """Those of the lowest loss so far; empty before the first measurement, and without `keep`."""
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        measured = [(entry["eval_loss"], entry["step"]) for entry in state.log_history if "eval_loss" in entry]
+        best_step = min(measured)[1]
+        if self.keep and best_step == state.global_step:
+            self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
+        if self.patience is not None and sum(step > best_step for _, step in measured) >= self.patience:
+            control.should_training_stop = True
+            # What goes on from here would train on.
+            control.should_save = False
+
+    def put_back(self) -> None:
+        """The best in place of the last."""
+        for name, weight in self.best.items():
+            self.weights[name].data.copy_(weight)
 
 
 class DivergenceWarning(TrainerCallback):

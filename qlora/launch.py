@@ -18,8 +18,10 @@ from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from qlora import base_model, hardware
 from qlora.errors import MachineError, StoppedError
 from qlora.interruption import LAUNCHER, SIGNALS, handle
+from qlora.params import Params
 from qlora.ranks import LOST
 
 GRACE_SECONDS = 10.0
@@ -32,6 +34,21 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 def is_rank() -> bool:
     """Whether this process is one of several already."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def begin_processes(module: str, values: Params, manifests: Path) -> None:
+    """Return in each process that is to do the stage's work; the one that begins several ends here, with them.
+
+    Raises:
+        MachineError: there is no GPU for each of them, or one was killed.
+        InputError: the base model is not the pinned one.
+    """
+    if values.hardware.num_processes == 1 or is_rank():
+        return
+    hardware.require_devices(values.hardware)
+    # Hashed once and remembered, not by each process.
+    base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
+    launch(module, sys.argv[1:], values.hardware.num_processes)
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> NoReturn:

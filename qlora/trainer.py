@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from qlora.callbacks import DivergenceWarning, LossBar, LossLines, SaveOrStop
+from qlora.callbacks import BestAdapter, DivergenceWarning, LossBar, LossLines, SaveOrStop
 from qlora.checkpoints import Checkpoints
 from qlora.encoding import Example
 from qlora.errors import InputError
@@ -27,6 +28,8 @@ from qlora.params.lora import LoraParams
 from qlora.params.sequence import SequenceParams
 from qlora.ranks import gathered, rank_and_size
 
+BEST = "best.safetensors"
+"""In a checkpoint: the adapter of the lowest validation loss before it, where that one is kept."""
 NAMED = 20
 """Conversations of a failed update that its message names."""
 
@@ -43,6 +46,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         examples: Sequence[Example],
         checkpoints: Checkpoints,
         save_or_stop: SaveOrStop,
+        keep_best: bool,
+        patience: int | None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None,
         args: SFTConfig,
@@ -63,6 +68,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
             **options,
         )
         self.add_callback(save_or_stop)
+        # After the other, which decides about a checkpoint before the loss is measured.
+        self.best = BestAdapter(
+            {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}, keep=keep_best, patience=patience
+        )
+        self.add_callback(self.best)
 
     @property
     def stopped(self) -> bool:
@@ -72,6 +82,17 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "EpochOrder":  # noqa: ARG002
         updates = self._save_or_stop.updates_per_epoch
         return EpochOrder(self.train_rows, len(self.train_dataset), self.args.seed, lambda: self.state.global_step // updates)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        if not self.stopped:
+            self.best.put_back()
+        return result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (path := Path(resume_from_checkpoint) / BEST).is_file():
+            self.best.best = load_file(path)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self._batches.append({name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if inputs.get(name) is not None})
@@ -106,6 +127,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         # The adapter alone: the parent adds the tokenizer and a pickle that holds a hub token.
         if self.args.should_save:
             self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+            if output_dir and self.best.best:
+                save_file(self.best.best, Path(output_dir) / BEST)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: the parent leaves one beside the checkpoints at every save, which says nothing of what this project records."""
@@ -138,6 +161,11 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
             "tokens": int(self.state.num_input_tokens_seen - self._initial_num_input_tokens_seen),
             "steps": self.state.global_step - self._initial_global_step,
         }
+
+    def published_step(self) -> int:
+        """The update after which the adapter was as it is published."""
+        measured = [(loss, step) for step, loss in self.validation_losses()]
+        return min(measured)[1] if self.best.keep else int(self.state.global_step)
 
     def losses(self) -> list[tuple[int, float]]:
         """(update, loss in nats a token) of every update, also of those before a stop."""
@@ -196,13 +224,20 @@ def conversations_of(batch: dict[str, Any]) -> Iterator[tuple[int, ...]]:
             yield tuple(token for token, seen in zip(row, batch["attention_mask"][place].tolist(), strict=True) if seen)
 
 
-def lora_config(params: LoraParams) -> LoraConfig:
+def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
+    # Embeddings and output head that are one matrix are learned as one, or merging would tear them apart.
+    tied = bool(base.config.get_text_config().tie_word_embeddings) and not {"embed_tokens", "lm_head"}.isdisjoint(params.modules_to_save or ())
     return LoraConfig(
+        ensure_weight_tying=tied,
         task_type="CAUSAL_LM",
         r=params.r,
         lora_alpha=params.lora_alpha,
         lora_dropout=params.lora_dropout,
         target_modules=params.target_modules,
+        use_rslora=params.use_rslora,
+        use_dora=params.use_dora,
+        # A copy: PEFT changes it.
+        modules_to_save=list(params.modules_to_save) if params.modules_to_save else None,
         bias="none",
     )
 
@@ -231,6 +266,7 @@ def training_arguments(params: Params, folder: Path) -> SFTConfig:
         # NaN must be seen, not logged as 0.
         logging_nan_inf_filter=False,
         optim=train.optim,
+        neftune_noise_alpha=train.neftune_noise_alpha,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
@@ -275,6 +311,8 @@ def make_trainer(
         examples=train,
         checkpoints=checkpoints,
         save_or_stop=SaveOrStop(params.runtime, interruption, math.ceil(len(rows) / params.train.batch_size)),
+        keep_best=params.train.keep == "best",
+        patience=params.train.early_stopping_patience,
         model=model,
         args=training_arguments(params, checkpoints.folder),
         train_dataset=rows,

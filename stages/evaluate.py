@@ -8,14 +8,18 @@ params  base_model, chat, evaluate, hardware
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from qlora import adapter, base_model, command, comparison, environment, hardware, params, test_set
+import torch
+
+from qlora import adapter, base_model, command, comparison, environment, hardware, launch, params, test_set
 from qlora import report as report_page
 from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
 from qlora.dvc_files import require_recorded
 from qlora.params import Params
+from qlora.ranks import is_first, leave, loss_of_others_named
 from qlora.records import read_jsonl, read_points, write_csv, write_json, write_jsonl
 from qlora.throughput import measured
 
@@ -42,15 +46,14 @@ def evaluate(
     throughput: Path,
 ) -> None:
     require_recorded([test, adapter_folder, base_predictions, base_report, train_loss, eval_loss])
-    device = hardware.set_up(values.hardware, deterministic=False)
-    folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
-    base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
-    model = adapter.load_adapter(base, adapter_folder, values.base_model.name)
-    with measured("evaluate", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
-        tuned = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
-        work.count(turns=len(tuned.predictions))
+    with loss_of_others_named():
+        device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.num_processes)
+        tuned = _measure(values, conversations, manifests, adapter_folder, throughput, device)
+        first = is_first()
+        leave()
+    if not first:
+        return
     base_answers = read_jsonl(base_predictions)
     differences = comparison.compare(base_answers, tuned.predictions)
     metrics = {**test_set.summarise(tuned.predictions, tuned.counts), "delta": comparison.record(differences)}
@@ -71,6 +74,19 @@ def evaluate(
         train_loss=read_points(train_loss),
         eval_loss=read_points(eval_loss),
     )
+
+
+def _measure(
+    values: Params, conversations: Sequence[Conversation], manifests: Path, adapter_folder: Path, throughput: Path, device: torch.device
+) -> test_set.Measured:
+    folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
+    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
+    model = adapter.load_adapter(base, adapter_folder, values.base_model.name)
+    with measured("evaluate", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
+        found = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
+        work.count(turns=len(found.predictions))
+    return found
 
 
 def main() -> None:
@@ -95,6 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
+    launch.begin_processes("stages.evaluate", values, arguments.manifests)
     evaluate(values, **vars(arguments))
 
 

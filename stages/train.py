@@ -8,7 +8,6 @@ params  base_model, chat, sequence, lora, train, hardware
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from qlora.dvc_files import is_committed, recorded_outputs, require_recorded
 from qlora.encoding import EncodedSplit, Example, encode_split, length_histogram, show
 from qlora.errors import InputError, StoppedError
 from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
+from qlora.init_adapter import begin_from
 from qlora.interruption import Interruption
 from qlora.manifest import project_root
 from qlora.params import Params
@@ -125,7 +125,7 @@ def _publish(trained: _Training, values: Params, *, adapter_folder: Path, report
     write_csv(eval_loss, ["step", "loss"], curves["eval"])
     write_csv(lengths, ["tokens", "conversations"], length_histogram(trained.lengths))
     summary = {name: {"last": points[-1][1], "min": min(loss for _, loss in points)} for name, points in curves.items() if points}
-    write_json(report, {**trained.accounting, "steps": trainer.state.global_step, "loss": summary})
+    write_json(report, {**trained.accounting, "steps": trainer.state.global_step, "published_step": trainer.published_step(), "loss": summary})
 
 
 def _checkpoint_folder(values: Params, inputs: list[Path]) -> Path:
@@ -144,7 +144,9 @@ def _adapter_model(values: Params, folder: Path, device: Any) -> PeftModel:
     base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
     # Before the adapter is made: its first weights are random.
     set_seed(values.train.seed)
-    return get_peft_model(base, lora_config(values.lora))
+    model = get_peft_model(base, lora_config(values.lora, base))
+    begin_from(model, values.lora)
+    return model
 
 
 def _accounting(trainer: ExactTrainer, learned: EncodedSplit, held_back: EncodedSplit, values: Params) -> dict[str, Any]:
@@ -192,11 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
-    if values.hardware.num_processes > 1 and not launch.is_rank():
-        hardware.require_devices(values.hardware)
-        # Hashed once and remembered, not by each process.
-        base_model.verified_folder(values.base_model, arguments.manifests / f"{values.base_model.name}.json")
-        launch.launch("stages.train", sys.argv[1:], values.hardware.num_processes)
+    launch.begin_processes("stages.train", values, arguments.manifests)
     train(values, **vars(arguments))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qlora.params.section import Section
 
@@ -15,3 +15,19 @@ class LoraParams(Section):
     lora_dropout: float = Field(ge=0, lt=1)
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
     """all-linear: every linear layer but the output head; or names such as [q_proj, v_proj]."""
+    use_rslora: bool
+    """Scales the update by lora_alpha / sqrt(r): the learning rate then suits any rank. https://arxiv.org/abs/2312.03732"""
+    use_dora: bool
+    """Learns the length of each weight column apart from its direction; some slower. https://arxiv.org/abs/2402.09353"""
+    modules_to_save: Annotated[list[str], Field(min_length=1)] | None
+    """Layers learned whole and stored with the adapter, such as [embed_tokens, lm_head] for new tokens; null: none."""
+    init_adapter: str | None
+    """Folder of an adapter whose weights are where the training begins; its r, lora_alpha and kind must be these. null: from nothing."""
+    init_adapter_sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of its adapter_model.safetensors: what was begun with is part of the result."""
+
+    @model_validator(mode="after")
+    def _an_adapter_has_its_hash(self) -> "LoraParams":
+        if (self.init_adapter is None) != (self.init_adapter_sha256 is None):
+            raise ValueError("init_adapter and init_adapter_sha256 go together: `sha256sum FOLDER/adapter_model.safetensors`, or null for both")
+        return self

@@ -19,7 +19,7 @@ from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
 
 
 @pytest.fixture(scope="module")
-def _before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
     clone = new_clone(tmp_path_factory.mktemp("before"), RECIPE, raw)
     clone.repro("baseline")
@@ -28,17 +28,17 @@ def _before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def expected(_before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a training makes that nothing stops."""
-    shutil.copytree(_before_training.path, tmp_path_factory.mktemp("whole") / "clone", symlinks=True)
+    shutil.copytree(before_training.path, tmp_path_factory.mktemp("whole") / "clone", symlinks=True)
     clone = Clone(tmp_path_factory.getbasetemp() / "whole0" / "clone")
     assert clone.repro("train") == {"train"}
     return clone.outputs()
 
 
 @pytest.fixture
-def clone(_before_training: Clone, tmp_path: Path) -> Clone:
-    shutil.copytree(_before_training.path, tmp_path / "clone", symlinks=True)
+def clone(before_training: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(before_training.path, tmp_path / "clone", symlinks=True)
     return Clone(tmp_path / "clone")
 
 
@@ -138,10 +138,10 @@ def test_two_at_once_make_one_result(clone: Clone, expected: dict[str, bytes]) -
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(_before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
+def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
     """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
     folder = tmp_path_factory.mktemp("two")
-    shutil.copytree(_before_training.path, folder / "clone", symlinks=True)
+    shutil.copytree(before_training.path, folder / "clone", symlinks=True)
     clone = Clone(folder / "clone")
     clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
     clone.repro("baseline")
@@ -174,6 +174,22 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
     assert "Traceback" not in log(clone)
     assert "going on from" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
+
+
+def test_two_processes_answer_as_one(before_training: Clone, of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
+    before, expected = of_two_processes
+    alone = before_training.outputs()
+    for name in ("data/predictions/base.jsonl", "data/predictions/base_batches.jsonl", "metrics/baseline.json"):
+        assert expected[name] == alone[name]
+    shutil.copytree(before.path.parent / "whole", tmp_path / "clone", symlinks=True)
+    clone = Clone(tmp_path / "clone")
+    assert clone.repro("evaluate") == {"evaluate"}
+    by_two = clone.outputs()
+    # The adapter stays: one process answers with it.
+    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["evaluate"]["cmd"].split()[2:]
+    clone.set(hardware__num_processes=1)
+    clone.run(sys.executable, *stage)
+    assert clone.outputs() == by_two
 
 
 def test_without_dvc_a_killed_launcher_leaves_no_process(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:

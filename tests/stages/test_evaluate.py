@@ -43,7 +43,8 @@ def _inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the other stages would have made."""
     folder, values = tmp_path_factory.mktemp("inputs"), params.load(Path("params.yaml"))
     values = values.model_copy(update={"evaluate": values.evaluate.model_copy(update={"max_new_tokens": 2})})
-    model = get_peft_model(base_model.load_model(values.base_model, BASE, torch.device("cpu"), progress=False), lora_config(values.lora))
+    base = base_model.load_model(values.base_model, BASE, torch.device("cpu"), progress=False)
+    model = get_peft_model(base, lora_config(values.lora, base))
     adapter.publish(model, ChatTemplate(base_model.load_tokenizer(BASE), values.chat), folder / "adapter_folder", "tiny")
     write_jsonl(folder / "test", [ROW])
     for name in ("train_loss", "eval_loss"):

@@ -17,7 +17,7 @@ from qlora.trainer import lora_config
 def published(tiny_model: Any, template: ChatTemplate, default_params: Params, tmp_path: Path) -> tuple[Any, Path]:
     """An adapter with random weights, and the folder where it was published."""
     torch.manual_seed(0)
-    model = get_peft_model(tiny_model, lora_config(default_params.lora))
+    model = get_peft_model(tiny_model, lora_config(default_params.lora, tiny_model))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:

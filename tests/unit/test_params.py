@@ -72,6 +72,9 @@ def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ([("train", "lr_scheduler_type", "constant"), ("train", "warmup_steps", 5)], "warmup_steps = 5 has no effect"),
+        ([("train", "eval_strategy", "no"), ("train", "keep", "best")], "keep = 'best' needs a validation loss"),
+        ([("train", "eval_strategy", "no"), ("train", "early_stopping_patience", 3)], "early_stopping_patience = 3 needs a validation loss"),
+        ([("lora", "init_adapter", "models/start")], "init_adapter and init_adapter_sha256 go together"),
         ([("train", "eval_strategy", "steps")], "eval_steps = None does not go with eval_strategy = 'steps'"),
         ([("train", "batch_size", 3), ("hardware", "per_device_train_batch_size", 2)], "train.batch_size = 3 is not a multiple"),
         ([("data", "validation_fraction", 0)], "train.eval_strategy = 'epoch' needs validation rows"),

@@ -88,7 +88,8 @@ def test_a_packed_conversation_has_the_log_probabilities_that_it_has_alone(
     model = adapted(few_steps)
     if random_weights:
         set_seed(0)
-        model = get_peft_model(AutoModelForCausalLM.from_config(model.config, dtype=torch.float32), lora_config(few_steps.lora))
+        base = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        model = get_peft_model(base, lora_config(few_steps.lora, base))
     trainer = trainer_of(few_steps, model, tokenizer, examples, [], tmp_path)
     model = trainer.model if random_weights else trainer.model.double()
     model.set_attn_implementation(attention)

@@ -26,4 +26,4 @@ def changed(params: Params, **values: Any) -> Params:
 def adapted(params: Params) -> Any:
     base = base_model.load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
     set_seed(params.train.seed)
-    return get_peft_model(base, lora_config(params.lora))
+    return get_peft_model(base, lora_config(params.lora, base))
