@@ -64,6 +64,12 @@ class SaveOrStop(TrainerCallback):
             control.should_training_stop = self.stopped = True
 
 
+def best_step(state: TrainerState) -> int | None:
+    """The first update of the lowest validation loss; None before the first measurement."""
+    measured = [(entry["eval_loss"], entry["step"]) for entry in state.log_history if "eval_loss" in entry]
+    return int(min(measured)[1]) if measured else None
+
+
 class BestAdapter(TrainerCallback):
     """Knows the adapter of the lowest validation loss, and ends a training whose validation loss no longer falls.
 
@@ -80,11 +86,11 @@ class BestAdapter(TrainerCallback):
         """Those of the lowest loss so far; empty before the first measurement, and without `keep`."""
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        measured = [(entry["eval_loss"], entry["step"]) for entry in state.log_history if "eval_loss" in entry]
-        best_step = min(measured)[1]
-        if self.keep and best_step == state.global_step:
+        best = best_step(state)
+        if self.keep and best == state.global_step:
             self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
-        if self.patience is not None and sum(step > best_step for _, step in measured) >= self.patience:
+        later = [entry for entry in state.log_history if "eval_loss" in entry and best is not None and entry["step"] > best]
+        if self.patience is not None and len(later) >= self.patience:
             control.should_training_stop = True
             # What goes on from here would train on.
             control.should_save = False

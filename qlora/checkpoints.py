@@ -78,12 +78,13 @@ class Checkpoints:
             shutil.rmtree(path)
         return None
 
-    def require_room(self, trainable: int, optim: str) -> None:
+    def require_room(self, trainable: int, optim: str, *, keep_best: bool = False) -> None:
         """Raises MachineError when the disk can't hold what a training of so many weights will write."""
         weights = 4 * trainable
         moments = 2 * trainable if optim.endswith("8bit") else 8 * trainable
         # One more than is kept, while it is written; the adapter as the stage's output, in DVC's cache, and as what was finished.
-        needed = (KEPT + 1) * (weights + moments) + 3 * weights + SLACK_BYTES
+        in_checkpoint = weights * (2 if keep_best else 1) + moments
+        needed = (KEPT + 1) * in_checkpoint + 3 * weights + SLACK_BYTES
         for folder in (self.folder, Path.cwd()):
             free = shutil.disk_usage(folder).free
             if free < needed:

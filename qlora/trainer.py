@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from qlora.callbacks import BestAdapter, DivergenceWarning, LossBar, LossLines, SaveOrStop
+from qlora.callbacks import BestAdapter, DivergenceWarning, LossBar, LossLines, SaveOrStop, best_step
 from qlora.checkpoints import Checkpoints
 from qlora.encoding import Example
 from qlora.errors import InputError
@@ -164,8 +164,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def published_step(self) -> int:
         """The update after which the adapter was as it is published."""
-        measured = [(loss, step) for step, loss in self.validation_losses()]
-        return min(measured)[1] if self.best.keep else int(self.state.global_step)
+        best = best_step(self.state) if self.best.keep else None
+        return int(self.state.global_step) if best is None else best
 
     def losses(self) -> list[tuple[int, float]]:
         """(update, loss in nats a token) of every update, also of those before a stop."""

@@ -92,7 +92,7 @@ def _ready(
     learned = _encode(train, template, values)
     held_back = _encode(validation, template, values) if values.train.eval_strategy != "no" else EncodedSplit()
     model = _adapter_model(values, folder, device)
-    checkpoints.require_room(model.get_nb_trainable_parameters()[0], values.train.optim)
+    checkpoints.require_room(model.get_nb_trainable_parameters()[0], values.train.optim, keep_best=values.train.keep == "best")
     trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints, interruption)
     accounting = _accounting(trainer, learned, held_back, values)
     if is_first():

@@ -105,12 +105,16 @@ def test_a_missing_file_is_brought_back(built: Clone) -> None:
     mended(built, "git checkout -- data/raw/micro/train.jsonl")
 
 
-def test_a_missing_file_that_dvc_tracks_is_brought_back(built: Clone) -> None:
-    shutil.copy(built.path / "data/raw/micro/train.jsonl", built.path / "data/raw/micro/mine.jsonl")
-    built.run("dvc", "add", "--quiet", "data/raw/micro/mine.jsonl")
-    built.set(data__train_file="data/raw/micro/mine.jsonl")
-    (built.path / "data/raw/micro/mine.jsonl").unlink()
-    mended(built, "dvc checkout data/raw/micro/mine.jsonl.dvc")
+@pytest.mark.parametrize(
+    ("name", "quoted"), [("mine.jsonl", "data/raw/micro/mine.jsonl.dvc"), ("my rows.jsonl", "'data/raw/micro/my rows.jsonl'.dvc")]
+)
+def test_a_missing_file_that_dvc_tracks_is_brought_back(built: Clone, name: str, quoted: str) -> None:
+    path = f"data/raw/micro/{name}"
+    shutil.copy(built.path / "data/raw/micro/train.jsonl", built.path / path)
+    built.run("dvc", "add", "--quiet", path)
+    built.set(data__train_file=path)
+    (built.path / path).unlink()
+    mended(built, f"dvc checkout {quoted}")
 
 
 def test_a_damaged_object_of_the_cache_is_removed_and_made_again(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +174,6 @@ def test_a_damaged_file_silences_no_other_check(built: Clone, name: str, text: s
         built.run("bash", "-c", line)
     built.run("git", "checkout", "--", name)
     assert commands(built) == []
-
-
-def test_paths_are_quoted(built: Clone) -> None:
-    shutil.copy(built.path / "data/raw/micro/train.jsonl", built.path / "data/raw/micro/my rows.jsonl")
-    built.run("dvc", "add", "--quiet", "data/raw/micro/my rows.jsonl")
-    built.set(data__train_file="data/raw/micro/my rows.jsonl")
-    (built.path / "data/raw/micro/my rows.jsonl").unlink()
-    mended(built, "dvc checkout 'data/raw/micro/my rows.jsonl'.dvc")
 
 
 def test_another_environment_is_named(built: Clone, tmp_path: Path) -> None:

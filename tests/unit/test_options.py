@@ -68,6 +68,12 @@ def test_it_ends_when_the_validation_loss_no_longer_falls_and_keeps_the_best(
     assert_same(run(stopping, examples, tokenizer, tmp_path / "again"), results(stopped))
 
 
+def test_the_last_is_kept_where_nothing_was_measured(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    params = changed(few_steps, train__eval_strategy="steps", train__eval_steps=1000, train__keep="best", train__early_stopping_patience=1)
+    trainer = run(params, examples, tokenizer, tmp_path)
+    assert trainer.published_step() == trainer.state.global_step == 3
+
+
 @pytest.mark.parametrize("options", [{"lora__use_rslora": True}, {"lora__use_dora": True}, {"lora__modules_to_save": ["lm_head"]}])
 def test_a_training_may_begin_from_an_adapter(few_steps: Params, template: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     params = changed(few_steps, **options)

@@ -1,13 +1,10 @@
 """Two real processes share the measurement of a test set."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from qlora import params, test_set
 from qlora.base_model import load_model, load_tokenizer
@@ -16,6 +13,7 @@ from qlora.conversation import Conversation, Message
 from qlora.errors import MachineError
 from qlora.ranks import merged
 from qlora.test_set import Measured
+from tests.unit.ranks_of_a_test import in_two_processes
 
 
 def measure() -> Measured:
@@ -32,18 +30,13 @@ def measure() -> Measured:
     return test_set.predict(model, template, conversations, evaluate, device, progress=False)
 
 
-def work(rank: int, port: int, folder: str) -> None:
+def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(tuple(measure()), Path(folder) / str(rank))
-    dist.destroy_process_group()
+    torch.save(tuple(measure()), folder / str(rank))
 
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work, tmp_path)
     alone: Any = tuple(measure())
     assert torch.load(tmp_path / "0") == torch.load(tmp_path / "1") == alone
 

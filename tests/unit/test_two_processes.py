@@ -1,14 +1,12 @@
 """Two processes train what one does with twice the accumulation: the same rows in the same updates, each once."""
 
-import os
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
+from transformers import TrainerCallback
 
 from qlora import hardware
 from qlora.checkpoints import Checkpoints
@@ -16,6 +14,7 @@ from qlora.encoding import Example
 from qlora.interruption import Interruption
 from qlora.params import Params
 from qlora.trainer import EpochOrder, conversations_of, make_trainer, rows_of
+from tests.unit.ranks_of_a_test import in_two_processes
 from tests.unit.trainings import adapted, changed
 
 STEPS = 20
@@ -28,15 +27,15 @@ def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Pat
     seen: list[tuple[int, tuple[int, ...]]] = []
     with Checkpoints(folder) as checkpoints:
         trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:7], checkpoints, Interruption())
-        step = trainer.training_step
+        learned = {tuple(example.ids) for example in examples}
 
-        def watched(model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-            learned = {tuple(example.ids) for example in examples}
-            seen.extend((trainer.state.global_step, tokens) for tokens in conversations_of(inputs) if tokens in learned)
-            return step(model, inputs, num_items_in_batch)
+        class Watch(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                batches = trainer._batches
+                seen.extend((state.global_step, tokens) for batch in batches for tokens in conversations_of(batch) if tokens in learned)
 
         seed = torch.initial_seed()
-        trainer.training_step = watched  # type: ignore[method-assign]
+        trainer.add_callback(Watch())
         trainer.train()
     weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     return {
@@ -49,19 +48,13 @@ def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Pat
     }
 
 
-def work(rank: int, port: int, params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank: int, params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> None:
     torch.save(trained(params, examples, tokenizer, folder / "checkpoints"), folder / str(rank))
-    torch.distributed.destroy_process_group()
 
 
 def by_two(params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = changed(params, hardware__num_processes=2)
-    torch.multiprocessing.spawn(work, args=(port, both, examples, tokenizer, folder), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two_processes(work, changed(params, hardware__num_processes=2), examples, tokenizer, folder)
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
