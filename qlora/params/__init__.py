@@ -53,7 +53,8 @@ def load(path: Path) -> Params:
     Raises:
         InputError: `params-missing`, `params-syntax`, or `params-invalid` with one line per mistake.
     """
-    return check(parse(path, YAML(typ="safe")), str(path))
+    # Not the scanner in C, that DVC reads with: deeply nested brackets end the process there.
+    return check(parse(path, YAML(typ="safe", pure=True)), str(path))
 
 
 def parse(path: Path, yaml: YAML) -> dict[str, Any]:

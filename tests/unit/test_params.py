@@ -118,3 +118,13 @@ def test_values_can_not_be_changed_after_they_were_checked() -> None:
     with pytest.raises(ValueError, match="frozen"):
         values.train.seed = 1
     assert values.gradient_accumulation_steps == values.train.batch_size // values.hardware.per_device_train_batch_size
+
+
+@pytest.mark.parametrize(
+    "text", ["data: " + "[" * 99_990, "data: " + "[" * 49_990 + "]" * 49_990, "data: " + "{a: " * 20_000], ids=["open", "closed", "keys"]
+)
+def test_deeply_nested_brackets_are_refused(tmp_path: Path, text: str) -> None:
+    """A scanner in C recurses without end there."""
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert "[params-syntax]" in message(path)
