@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help setup repro test check torture
+.PHONY: help setup repro test check bench torture
 
 help: ## List these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
@@ -27,6 +27,9 @@ check: $(READY_DEV) ## Format, lint and types
 	ruff format --check .
 	ruff check .
 	mypy
+
+bench: repro ## Measure side by side for about half an hour (a GPU: up to 80 minutes more), write docs/performance.md
+	python -m benchmarks
 
 torture: $(READY_DEV) ## Kill runs at random moments for an hour and compare every byte (KILLS=200 MINUTES=60 SEED=0)
 	python -m benchmarks.torture --kills $(or $(KILLS),200) --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0)

@@ -1,0 +1,162 @@
+"""docs/performance.md says what the results say: what is met, what falls short, what has not been measured."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import performance
+from benchmarks.__main__ import NAMES, run_in_turn
+from benchmarks.gpu import SECTIONS
+
+ROOT = Path(__file__).parents[2]
+H200 = {
+    "machine": {"gpu": "NVIDIA H200", "memory_gib": 139.8, "cuda": "13.0", "torch": "2.13.0"},
+    "sections": {
+        "matrix_products": {"size": 8192, "tflops": 712.5},
+        "training_4bit": {
+            "sdpa, checkpointing, 1 rows": {"tokens_per_second": 9100.0, "seconds_per_update": 0.3376, "peak_gib": 9.1, "peak_reserved_gib": 9.9},
+            "sdpa, checkpointing, 2 rows": {"tokens_per_second": 9400.0, "seconds_per_update": 0.6536, "peak_gib": 12.5, "peak_reserved_gib": 13.5},
+            "sdpa, none recomputed, 1 rows": {
+                "tokens_per_second": 13_500.0,
+                "seconds_per_update": 0.2276,
+                "peak_gib": 40.0,
+                "peak_reserved_gib": 41.0,
+            },
+            "sdpa, none recomputed, 2 rows": {"failed": "out of memory"},
+        },
+        "training_16bit": {"flash_attention_2": {"failed": "no kernel"}},
+        "deterministic": {"deterministic": [8000.0, 9000.0, 8500.0], "as they come": [8800.0, 9000.0, 8500.0], "slower": 0.0},
+        "plain_trl": {
+            "plain": {"tokens_per_second": 6000.0},
+            "ours, checkpointing, 1 row": {"tokens_per_second": 9600.0},
+            "times_plain": 1.6,
+        },
+        "within_24_gb": {
+            "checkpointing, 1 rows": {"tokens_per_second": 9100.0, "peak_gib": 9.1, "peak_reserved_gib": 12.5},
+            "checkpointing, 2 rows": {"tokens_per_second": 10_000.0, "peak_gib": 12.5, "peak_reserved_gib": 13.5},
+            "none recomputed, 1 rows": {"failed": "out of memory"},
+        },
+        "generation": {"4-bit, batch 1": {"tokens_per_second": 20.0}, "4-bit, batch 32": {"tokens_per_second": 500.0}},
+        "resume": {"twice the same": True, "resumed the same": False},
+        "compiled": {"left out": "peft not installed"},
+    },
+}
+
+
+def lines_of(results: Path, **records: Mapping[str, Any]) -> list[str]:
+    """The page of made-up results."""
+    for name, record in records.items():
+        (results / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+    return performance.page(results).splitlines()
+
+
+def only(lines: list[str], beginning: str) -> str:
+    (found,) = [line for line in lines if line.startswith(beginning)]
+    return found
+
+
+def committed(name: str) -> Any:
+    return json.loads((performance.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_what_the_committed_results_make() -> None:
+    assert performance.PAGE.read_text(encoding="utf-8") == performance.page(performance.RESULTS), "run python -m benchmarks.performance"
+
+
+def test_every_benchmark_that_make_bench_runs_has_its_part_of_the_page() -> None:
+    assert set(NAMES) == set(performance.SUBJECTS)
+    assert all((ROOT / goal.measured_by).exists() for goal in performance.GOALS.values() if goal.measured_by != "nothing yet")
+
+
+def test_without_results_every_goal_is_said_to_be_not_measured(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path)
+    assert "**0 of 0 measured goals are met, 17 are not measured.**" in lines
+    part = lines[lines.index("## Not measured") : lines.index("## Machines")]
+    assert [line for line in part if line.startswith("| ")][1:] == [
+        f"| {goal.what} | {goal} | {goal.measured_by} |" for goal in performance.GOALS.values()
+    ]
+    assert [line.split()[2].rstrip(",") for line in part if line.startswith("Nothing of")] == [
+        f"benchmarks/{name}.py" for name in performance.SUBJECTS
+    ]
+    assert all(section.replace("_", " ") in only(part, "Nothing of benchmarks/gpu.py") for section in SECTIONS)
+
+
+def test_a_figure_that_misses_its_goal_falls_short_here_and_in_the_first_lines(tmp_path: Path) -> None:
+    record = committed("train_cpu") | {"times_bare": [0.95, 0.96, 0.98], "times_bare_median": 0.96}
+    lines = lines_of(tmp_path, train_cpu=record)
+    row = only(lines, "| rate of training |")
+    assert "0.960 times (0.950 to 0.980)" in row
+    assert row.endswith("| at least 0.97 times | **falls short** |")
+    assert only(lines, "**0 of 1 measured goals are met, 16 are not").endswith(
+        "Falls short: training on a CPU, to a bare SFTTrainer (at least 0.97 times)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"), [([0.97, 0.98, 0.99], "met"), ([0.96, 0.98, 0.99], "met, not in every round"), ([0.9, 0.96, 0.99], "**falls short**")]
+)
+def test_a_median_that_meets_its_goal_does_not_hide_a_round_that_does_not(tmp_path: Path, ratios: list[float], verdict: str) -> None:
+    lines = lines_of(tmp_path, train_cpu=committed("train_cpu") | {"times_bare": ratios, "times_bare_median": ratios[1]})
+    assert only(lines, "| rate of training |").split(" | ")[-1] == f"{verdict} |"
+
+
+def test_prepare_of_whatever_sizes_are_there(tmp_path: Path) -> None:
+    seconds = {"datasets": [10.0, 12.0], "prepare": [2.0, 3.0], "prepare, 520,000 rows": [10.0], "prepare, 5,200,000 rows": [160.0]}
+    peaks = {"datasets": 400.0, "prepare": 140.0, "prepare, 520,000 rows": 150.0, "prepare, 5,200,000 rows": 200.0}
+    lines = lines_of(tmp_path, prepare={"machine": {"cpu": "X"}, "rows": 52_000, "seconds": seconds, "peak_mb": peaks})
+    assert only(lines, "| 52,000 rows").endswith("| at least 4 times | met |")
+    assert "| 4.50 times as fast (4.00 to 5.00) |" in only(lines, "| 52,000 rows")
+    assert "| 0.400 times the seconds a row of 52,000 rows; 150 MB at most" in only(lines, "| 520,000 rows")
+    assert only(lines, "| 5,200,000 rows") == "| 5,200,000 rows, exact gates | 160 s |  | at most 150 s | **falls short** |"
+    assert (
+        only(lines, "| its seconds a row |") == "| its seconds a row | 1.600 times | those of 520,000 rows | at most 1.15 times | **falls short** |"
+    )
+    assert only(lines, "| its peak memory |").endswith("| at most 2,000 MB | met |")
+
+
+def test_a_gpu_has_a_table_with_the_goals_that_are_meant_for_it(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, gpu={"NVIDIA H200": H200})
+    assert "## Training on one NVIDIA H200" in lines
+    assert only(lines, "| training, 4 bits, without").endswith("| at least 13,000 tokens/s | met |")
+    row = only(lines, "| training, 4 bits, with activation")
+    assert "| 9,400 tokens/s | the best set-up that ran: sdpa, checkpointing, 2 rows; 13.5 GiB | at least 9,500 tokens/s | **falls short** |" in row
+    assert only(lines, "| training, activation checkpointing, 1 row |").endswith("| at least 1.5 times | met |")
+    assert "| 1.000 times (1.000 to 1.100) |" in only(lines, "| time of an update in deterministic mode |")
+    # More than 12 GiB, but 0.91 of the best rate.
+    row = only(lines, "| peak memory of the recipe")
+    assert "| 12.5 GiB | its rate is 0.910 of the best" in row
+    assert row.endswith("| met |")
+    assert "| 25.0 times |" in only(lines, "| answers in batches of 32, 4 bits")
+    assert only(lines, "| deterministic mode: resumed the same |") == "| deterministic mode: resumed the same | **no** |  |  |  |"
+    assert only(lines, "Did not run:") == (
+        "Did not run: `training_4bit`: sdpa, none recomputed, 2 rows; `within_24_gb`: none recomputed, 1 rows (out of memory); "
+        "`training_16bit`: flash_attention_2 (no kernel)."
+    )
+    assert only(lines, "No result of:") == "No result of: `compiled` (peft not installed)."
+    assert "| [gpu.json](../benchmarks/results/gpu.json) | NVIDIA H200, 139.8 GiB, cuda 13.0, torch 2.13.0 |" in lines
+    assert only(lines, "**4 of 5 measured goals are met, 12 are not")
+
+
+def test_another_gpu_is_not_judged_by_the_goals_of_an_h200(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, gpu={"NVIDIA H100": {**H200, "machine": H200["machine"] | {"gpu": "NVIDIA H100"}}})
+    assert only(lines, "| training, 4 bits, without").endswith("|  |  |")
+    assert only(lines, "| Llama-3-8B in 4 bits, r 16 on all linear layers, rows of 3,072 tokens, on an H200 without")
+
+
+def test_a_trial_of_the_gpus_program_is_no_figure(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, gpu={"cpu": {"machine": {"gpu": None}, "sections": H200["sections"]}, "NVIDIA H200, tiny": H200})
+    assert lines == lines_of(tmp_path, gpu={})
+    assert only(lines, "Nothing of benchmarks/gpu.py")
+
+
+def test_a_failing_benchmark_does_not_hide_the_others(capfd: pytest.CaptureFixture[str]) -> None:
+    commands = {"first": "print('much')", "second": "raise SystemExit('torn')", "third": "pass"}
+    assert run_in_turn({name: [sys.executable, "-c", code] for name, code in commands.items()}) == ["second"]
+    said = capfd.readouterr()
+    assert re.sub(r"\d+ s", "0 s", said.out) == "first: 0 s\nsecond: 0 s, failed with 1\nthird: 0 s\n"
+    assert said.err == "torn\n\n"
