@@ -165,8 +165,8 @@ class Bench:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    def timed(self, work: Callable[[], Any], count: int, warm_up: int = 2) -> float:
-        """Median seconds of one call."""
+    def timed(self, work: Callable[[], Any], count: int, warm_up: int = 2) -> list[float]:
+        """Seconds of each call."""
         seconds = []
         for number in range(warm_up + count):
             self.wait()
@@ -175,7 +175,7 @@ class Bench:
             self.wait()
             if number >= warm_up:
                 seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
+        return seconds
 
     def wait(self) -> None:
         if self.cuda:
@@ -187,7 +187,14 @@ class Bench:
         ids = self.rows(rows)
         self.reset_peak()
         seconds = self.timed(lambda: self.step(model, optimizer, ids, transformer), self.steps)
-        return {"tokens_per_second": round(ids.numel() / seconds, 1), "seconds_per_update": round(seconds, 4), **self.peak()}
+        median = statistics.median(seconds)
+        return {
+            "tokens_per_second": round(ids.numel() / median, 1),
+            "tokens_per_second_spread": [round(ids.numel() / most, 1) for most in (max(seconds), min(seconds))],
+            "updates": self.steps,
+            "seconds_per_update": round(median, 4),
+            **self.peak(),
+        }
 
     # Memory
 
@@ -236,7 +243,7 @@ def matrix_products(bench: Bench) -> dict[str, Any]:
     """The measured ceiling: products of large bfloat16 matrices."""
     size = 512 if bench.tiny else 8192
     a, b = (bench.torch.randn(size, size, dtype=bench.torch.bfloat16, device=bench.device) for _ in range(2))
-    seconds = bench.timed(lambda: a @ b, 20, warm_up=5)
+    seconds = statistics.median(bench.timed(lambda: a @ b, 20, warm_up=5))
     return {"size": size, "tflops": round(2 * size**3 / seconds / 1e12, 1)}
 
 
@@ -390,7 +397,7 @@ def generation(bench: Bench) -> dict[str, Any]:
                     return model.generate(input_ids=ids, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0)
 
                 bench.reset_peak()
-                seconds = bench.timed(answer, 2, warm_up=1)
+                seconds = statistics.median(bench.timed(answer, 2, warm_up=1))
                 entry |= {"tokens_per_second": round(size * new / seconds, 1), **bench.peak()}
         del model
         bench.reset_peak()
@@ -459,11 +466,11 @@ def machine() -> dict[str, Any]:
     return {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda, **versions}
 
 
-def add(path: Path, section: str, found: dict[str, Any]) -> None:
-    """Results of several runs and machines stand in one file, by the name of the GPU."""
+def add(path: Path, section: str, found: dict[str, Any], *, tiny: bool) -> None:
+    """Results of several runs and machines stand in one file, by the name of the GPU; a trial in the tiny shape stands by itself."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     here = machine()
-    entry = record.setdefault(here["gpu"] or "cpu", {})
+    entry = record.setdefault((here["gpu"] or "cpu") + (", tiny" if tiny else ""), {})
     entry["machine"] = here
     entry.setdefault("sections", {})[section] = found
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -482,6 +489,7 @@ def main() -> None:
         print("\n".join(SECTIONS))
         return
     if arguments.only is None:
+        failed = []
         for section in SECTIONS:
             command = [sys.executable, __file__, "--only", section, "--results", str(arguments.results), "--shape", arguments.shape]
             began = time.monotonic()
@@ -490,6 +498,9 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 status = "stopped after its time"
             print(f"{section}: {time.monotonic() - began:.0f} s" + (f", {status}" if status else ""), flush=True)
+            failed += [section] if status else []
+        if failed:
+            sys.exit(f"failed: {', '.join(failed)}")
         return
     # Read by cuBLAS and flash attention when they begin.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -503,7 +514,7 @@ def main() -> None:
         if not bench.cuda and not bench.tiny:
             sys.exit("torch sees no GPU here; `--shape tiny` tries the program itself")
         found = work(bench)
-    add(arguments.results, arguments.only, found)
+    add(arguments.results, arguments.only, found, tiny=arguments.shape == "tiny")
     print(json.dumps({arguments.only: found}, indent=2), flush=True)
 
 

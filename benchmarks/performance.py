@@ -312,7 +312,7 @@ def one_gpu(name: str, sections: dict[str, Record]) -> Subject:
         rows.append(Row(f"deterministic mode: {what}", "yes" if same else "**no**"))
     how = (
         "`python benchmarks/gpu.py`: random weights in the shape of Llama-3-8B, LoRA of r 16 on all linear layers, rows of 3,072 tokens; "
-        "a rate is that of the median update of a few."
+        f"a rate is that of the median update of {timed_updates(found)}."
     )
     reasons: dict[str, list[str]] = defaultdict(list)
     for section, figures in found.items():
@@ -326,8 +326,13 @@ def one_gpu(name: str, sections: dict[str, Record]) -> Subject:
 
 
 def rate(entry: Record) -> Figure:
-    least, most = entry.get("tokens_per_second_least"), entry.get("tokens_per_second_most")
+    least, most = entry.get("tokens_per_second_spread", (None, None))
     return Figure(entry["tokens_per_second"], " tokens/s", least, most)
+
+
+def timed_updates(sections: dict[str, Record]) -> str:
+    counts = {entry["updates"] for entry in sections.get("training_4bit", {}).values() if "updates" in entry}
+    return " or ".join(map(str, sorted(counts))) or "a few"
 
 
 def peak(entry: Record) -> str:
@@ -399,7 +404,7 @@ def page(results: Path) -> str:
         "Written by `python -m benchmarks.performance` from [benchmarks/results](../benchmarks/results); `make bench` measures everything again.",
         "",
         f"**{len(verdicts) - len(short)} of {len(verdicts)} measured goals are met, {len(open_goals)} are not measured.**"
-        + "".join(f" Falls short: {what}." for what in short),
+        + (f" Falls short: {'; '.join(short)}." if short else ""),
         "",
         "A figure is the median of its rounds, with the least and the most of them in brackets. A ratio is of one round, in which both sides ran one",
         "after the other. The machines are shared and noisy: trust ratios more than seconds, and no difference that is smaller than its spread.",

@@ -54,6 +54,7 @@ def main() -> None:
         found = {name: [seconds_of(command) for _ in range(arguments.rounds)] for name, command in commands.items()}
     record = {
         "machine": describe_machine(),
+        "rounds": arguments.rounds,
         "seconds_median": {name: round(statistics.median(seconds), 3) for name, seconds in found.items()},
         "seconds_most": {name: round(max(seconds), 3) for name, seconds in found.items()},
     }
