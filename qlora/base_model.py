@@ -27,8 +27,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
 
 
-def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool) -> PreTrainedModel:
-    """The frozen base model on the device, in 4 bits when the params say so.
+def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool, spread: bool = False) -> PreTrainedModel:
+    """The frozen base model, in 4 bits when the params say so, on the device or spread over all GPUs.
 
     Raises:
         InputError: the files are no causal language model.
@@ -43,7 +43,7 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
             dtype=dtype,
             attn_implementation=params.attn_implementation,
             quantization_config=_quantization(params),
-            device_map={"": device},
+            device_map="balanced" if spread else {"": device},
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -72,6 +72,7 @@ def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
         bnb_4bit_quant_type=params.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, params.bnb_4bit_compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, params.bnb_4bit_quant_storage),
     )
 
 

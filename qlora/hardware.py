@@ -16,11 +16,10 @@ from qlora.params.hardware import HardwareParams
 def require_devices(hardware: HardwareParams) -> None:
     """Raises MachineError when GPUs were asked for and there is not one for each process."""
     _require_gpu(hardware)
-    if hardware.device == "cuda" and hardware.num_processes > torch.cuda.device_count():
-        raise MachineError(
-            "too-few-gpus",
-            f"hardware.num_processes = {hardware.num_processes}, but torch sees {torch.cuda.device_count()} GPU(s) here: each process needs its own",
-        )
+    needed = hardware.processes_per_machine
+    if hardware.device == "cuda" and needed > torch.cuda.device_count():
+        asked = f"hardware.num_processes = {hardware.num_processes}" + (f" on {hardware.num_machines} machines" if hardware.num_machines > 1 else "")
+        raise MachineError("too-few-gpus", f"{asked}, but torch sees {torch.cuda.device_count()} GPU(s) here: each process needs its own")
 
 
 def _require_gpu(hardware: HardwareParams) -> None:

@@ -2,7 +2,7 @@
 
 The numbers travel in torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so a stage that torchrun or a cluster's
 scheduler started in that way is not started again. torch's own agent is not used: it kills a signalled process after a fixed time, while
-a checkpoint may take longer, and it turns every exit code into 1.
+a checkpoint may take longer, and it turns every exit code into 1. Several machines meet first (qlora/machines.py), then each does the same.
 """
 
 import os
@@ -12,17 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from qlora import base_model, hardware
-from qlora.errors import MachineError, StoppedError
+from qlora.errors import MachineError, StoppedError, UserFacingError
 from qlora.interruption import LAUNCHER, SIGNALS, handle
+from qlora.machines import Meeting, Work, next_work, say_ended
 from qlora.params import Params
 from qlora.ranks import LOST
+from qlora.terminal import visible
 
 GRACE_SECONDS = 10.0
 """How long the others may take to end by themselves once one has failed; as a rule they wait for it in vain."""
@@ -36,56 +39,97 @@ def is_rank() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def begin_processes(module: str, values: Params, manifests: Path) -> None:
-    """Return in each process that is to do the stage's work; the one that begins several ends here, with them.
+def begin_processes(module: str, values: Params, manifests: Path, count: int) -> None:
+    """Return in each of the `count` processes that are to do the stage's work; the one that begins several ends here, with them.
 
     Raises:
-        MachineError: there is no GPU for each of them, or one was killed.
+        MachineError: there is no GPU for each of them, one was killed, or other machines did not come.
         InputError: the base model is not the pinned one.
     """
-    if values.hardware.num_processes == 1 or is_rank():
+    if count == 1 or is_rank():
         return
     hardware.require_devices(values.hardware)
     # Hashed once and remembered, not by each process.
     base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
-    launch(module, sys.argv[1:], values.hardware.num_processes)
+    launch(module, sys.argv[1:], count, values.hardware.num_machines)
 
 
-def launch(module: str, arguments: Sequence[str], count: int) -> NoReturn:
-    """Run `python -m MODULE ARGUMENTS` as `count` processes of this machine, and end as they end.
+def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1) -> NoReturn:
+    """Run `python -m MODULE ARGUMENTS` as `count` processes, of this machine or of several, and end as they end.
 
     Signals go on to each of them. Rank 0 prints; of another one is shown what it printed, where rank 0 can't know why it failed.
 
     Raises:
-        MachineError: one was killed.
+        MachineError: one was killed, or the other machines did not come.
         StoppedError: a signal ended them before they could say so.
     """
     ranks = _Ranks()
     handle(SIGNALS, ranks.forward)
-    # Of this process, so that no port is chosen before it is bound; what it says is trusted, so nobody else may speak to it.
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = listening.getsockname()[1]
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    work = Work(uuid.uuid4().hex, module, list(arguments), str(Path.cwd()), os.environ.get("DVC_ROOT"), machines, count)
+    if machines == 1:
+        # Of this process, so that no port is chosen before it is bound; what it says is trusted, so nobody else may speak to it.
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+        sys.exit(_run(work, 0, ranks, variables))
+    meeting = Meeting(work)
+    if not meeting.wait_for_all(lambda: bool(ranks.forwarded)):
+        raise StoppedError("stopped", f"{signal.Signals(ranks.forwarded[0]).name} before the other machines came: run again")
+    try:
+        ended = _run(work, 0, ranks, {})
+    finally:
+        elsewhere = meeting.failed_elsewhere()
+    if elsewhere and not ended:
+        raise MachineError("rank-died", f"the share of another machine ended with {elsewhere}: `python -m tools.join` says there why. Run again.")
+    sys.exit(ended)
+
+
+def join(seconds: float) -> NoReturn:
+    """Run this machine's share of all that the first machine begins, as long as something comes every so many seconds.
+
+    Raises:
+        MachineError: nothing came.
+        StoppedError: a signal did.
+    """
+    ranks = _Ranks()
+    handle(SIGNALS, ranks.forward)
+    last: str | None = None
+    while found := next_work(last, seconds, lambda: bool(ranks.forwarded)):
+        store, work, number = found
+        last = work.run
+        os.chdir(work.folder)
+        print(f"machine {number + 1} of {work.machines}: {work.module}", flush=True)
+        try:
+            ended = _run(work, number, ranks, {"DVC_ROOT": work.root} if work.root else {})
+        except UserFacingError as error:
+            print(f"\nerror: {visible(str(error))}", file=sys.stderr, flush=True)
+            ended = error.exit_code
+        say_ended(store, number, ended)
+        ranks.processes.clear()
+    raise StoppedError("stopped", f"{signal.Signals(ranks.forwarded[0]).name}: this machine takes part no more")
+
+
+def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str]) -> int:
+    """The processes of this machine, begun and waited for; the exit code of the one that failed first."""
+    here = work.processes // work.machines
     shared = {
         **os.environ,
+        **variables,
         LAUNCHER: str(os.getpid()),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "GLOO_SOCKET_IFNAME": LOOPBACK,
-        "NCCL_SOCKET_IFNAME": LOOPBACK,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(work.processes),
+        "LOCAL_WORLD_SIZE": str(here),
     }
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        logs = [Path(folder) / str(rank) for rank in range(count)]
+        logs = {machine * here + place: Path(folder) / str(place) for place in range(here)}
         try:
-            for rank, log in enumerate(logs):
+            for place, (rank, log) in enumerate(logs.items()):
                 with log.open("wb") as file:
                     output = file if rank else None
                     process = subprocess.Popen(
-                        [sys.executable, "-m", module, *arguments],
-                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        [sys.executable, "-m", work.module, *work.arguments],
+                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(place)},
                         stdout=output,
                         stderr=output,
                         # A terminal's Ctrl-C comes by way of this process, once.
@@ -95,27 +139,27 @@ def launch(module: str, arguments: Sequence[str], count: int) -> NoReturn:
             failed = ranks.wait()
         finally:
             ranks.kill()
-        if failed is not None:
-            _say_why(failed, ranks, logs)
-        sys.exit(0 if failed is None else ranks.processes[failed].returncode)
+        if failed is None:
+            return 0
+        _say_why(machine * here + failed, work.processes, ranks, ranks.processes[failed].returncode, logs)
+        return ranks.processes[failed].returncode
 
 
-def _say_why(failed: int, ranks: "_Ranks", logs: Sequence[Path]) -> None:
+def _say_why(rank: int, count: int, ranks: "_Ranks", status: int, logs: Mapping[int, Path]) -> None:
     """Raises where the processes themselves could not say it."""
-    count, status = len(logs), ranks.processes[failed].returncode
     if -status in ranks.forwarded:
         raise StoppedError("stopped", f"{signal.Signals(-status).name} before anything was done: run again")
     if status < 0:
         raise MachineError(
             "rank-died",
-            f"process {failed} of {count} was ended by {signal.Signals(-status).name}, the others with it: run again, a training goes on from its "
+            f"process {rank} of {count} was ended by {signal.Signals(-status).name}, the others with it: run again, a training goes on from its "
             "last checkpoint. SIGKILL that nobody sent is most often the machine's memory at its end.",
         )
     if status == LOST:
         raise MachineError("rank-died", f"the {count} processes lost each other: run again, a training goes on from its last checkpoint")
-    if failed and ranks.processes[0].returncode != status:
-        printed = logs[failed].read_text(encoding="utf-8", errors="replace")[-TAIL_CHARS:]
-        print(f"\nprocess {failed} of {count}:\n{printed}", file=sys.stderr, flush=True)
+    if rank and (0 not in logs or ranks.processes[0].returncode != status):
+        printed = logs[rank].read_text(encoding="utf-8", errors="replace")[-TAIL_CHARS:]
+        print(f"\nprocess {rank} of {count}:\n{printed}", file=sys.stderr, flush=True)
 
 
 class _Ranks:

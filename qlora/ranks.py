@@ -67,6 +67,17 @@ def barrier() -> None:
         dist.barrier()
 
 
+@contextmanager
+def one_after_another() -> Iterator[None]:
+    """The processes of a machine in turn, where each needs memory that is not there for all at once."""
+    turn, turns = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
+    for _ in range(turn):
+        barrier()
+    yield
+    for _ in range(turns - turn):
+        barrier()
+
+
 def from_first(own: Item) -> Item:
     """What the first process knows, to each of them."""
     if rank_and_size()[1] == 1:

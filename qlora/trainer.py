@@ -274,6 +274,7 @@ def training_arguments(params: Params, folder: Path) -> SFTConfig:
         bf16=params.base_model.dtype == "bfloat16",
         tf32=hardware.tf32 if cuda else None,
         use_cpu=not cuda,
+        torch_compile=hardware.torch_compile,
         activation_checkpointing=hardware.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if hardware.activation_checkpointing else None,
         max_length=sequence.max_length,

@@ -23,7 +23,7 @@ from qlora.throughput import measured
 def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, batches: Path, report: Path, throughput: Path) -> None:
     require_recorded([test])
     with loss_of_others_named():
-        device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.num_processes)
+        device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.answering_processes)
         found = _measure(values, test, manifests, throughput, device)
         if is_first():
             write_jsonl(predictions, found.predictions)
@@ -36,7 +36,13 @@ def _measure(values: Params, test: Path, manifests: Path, throughput: Path, devi
     folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
-    model = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
+    model = base_model.load_model(
+        values.base_model,
+        folder,
+        device,
+        progress=values.runtime.progress,
+        spread=values.hardware.strategy == "fsdp2",
+    )
     with measured("baseline", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
         found = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
         work.count(turns=len(found.predictions))
@@ -50,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
-    launch.begin_processes("stages.baseline", values, arguments.manifests)
+    launch.begin_processes("stages.baseline", values, arguments.manifests, values.hardware.answering_processes)
     baseline(values, **vars(arguments))
 
 

@@ -48,7 +48,7 @@ def evaluate(
     require_recorded([test, adapter_folder, base_predictions, base_report, train_loss, eval_loss])
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     with loss_of_others_named():
-        device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.num_processes)
+        device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.answering_processes)
         tuned = _measure(values, conversations, manifests, adapter_folder, throughput, device)
         first = is_first()
         leave()
@@ -81,7 +81,13 @@ def _measure(
 ) -> test_set.Measured:
     folder = base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
-    base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
+    base = base_model.load_model(
+        values.base_model,
+        folder,
+        device,
+        progress=values.runtime.progress,
+        spread=values.hardware.strategy == "fsdp2",
+    )
     model = adapter.load_adapter(base, adapter_folder, values.base_model.name)
     with measured("evaluate", throughput, device) as work, hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
         found = test_set.predict(model, template, conversations, values.evaluate, device, progress=values.runtime.progress)
@@ -111,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
-    launch.begin_processes("stages.evaluate", values, arguments.manifests)
+    launch.begin_processes("stages.evaluate", values, arguments.manifests, values.hardware.answering_processes)
     evaluate(values, **vars(arguments))
 
 

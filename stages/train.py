@@ -9,6 +9,7 @@ params  base_model, chat, sequence, lora, train, hardware
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ from qlora.init_adapter import begin_from
 from qlora.interruption import Interruption
 from qlora.manifest import project_root
 from qlora.params import Params
-from qlora.ranks import from_first, gathered, is_first, leave, loss_of_others_named
+from qlora.ranks import from_first, gathered, is_first, leave, loss_of_others_named, one_after_another
 from qlora.records import read_jsonl, write_csv, write_json
+from qlora.sharding import share_layers
 from qlora.throughput import measured
 from qlora.trainer import ExactTrainer, lora_config, make_trainer, smoothed
 
@@ -141,11 +143,16 @@ def _encode(path: Path, template: ChatTemplate, values: Params) -> EncodedSplit:
 
 
 def _adapter_model(values: Params, folder: Path, device: Any) -> PeftModel:
-    base = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
-    # Before the adapter is made: its first weights are random.
-    set_seed(values.train.seed)
-    model = get_peft_model(base, lora_config(values.lora, base))
-    begin_from(model, values.lora)
+    shared = values.hardware.strategy == "fsdp2"
+    with one_after_another() if shared else nullcontext():
+        place = torch.device("cpu") if shared else device
+        base = base_model.load_model(values.base_model, folder, place, progress=values.runtime.progress)
+        # Before the adapter is made: its first weights are random.
+        set_seed(values.train.seed)
+        model = get_peft_model(base, lora_config(values.lora, base))
+        begin_from(model, values.lora)
+        if shared:
+            share_layers(model, device, offload=values.hardware.offload_params)
     return model
 
 
@@ -194,7 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
-    launch.begin_processes("stages.train", values, arguments.manifests)
+    launch.begin_processes("stages.train", values, arguments.manifests, values.hardware.num_processes)
     train(values, **vars(arguments))
 
 

@@ -24,6 +24,8 @@ from qlora.params.sequence import SequenceParams
 from qlora.params.train import TrainParams
 
 MOST_BYTES = 100_000
+MOST_MASKED_TOKENS = 2048
+"""Of several rows under one mask: that of more takes over 4 MB a layer, and each token is compared with those of other rows in vain."""
 SHOWN = 50
 """Mistakes that are listed."""
 
@@ -113,4 +115,36 @@ def _between_sections(params: Params) -> list[str]:
             f"train.eval_strategy = {train.eval_strategy!r} needs validation rows, but data.validation_fraction = 0: "
             "set the one to 'no' or the other above 0"
         )
+    return problems + _distributed(params) + _attention(params)
+
+
+def _distributed(params: Params) -> list[str]:
+    """What layers shared among processes rule out."""
+    hardware, base, lora = (getattr(params, name, None) for name in ("hardware", "base_model", "lora"))
+    if not hardware or hardware.strategy != "fsdp2":
+        return []
+    problems = []
+    if base and base.load_in_4bit and base.bnb_4bit_quant_storage != base.dtype:
+        problems.append(
+            f"base_model.bnb_4bit_quant_storage = {base.bnb_4bit_quant_storage!r}: fsdp2 leaves weights of another type than base_model.dtype = "
+            f"{base.dtype!r} whole on every card: set it to {base.dtype!r}"
+        )
+    if lora and lora.modules_to_save:
+        problems.append("lora.modules_to_save learns whole layers, which fsdp2 shares: set it to null, or hardware.strategy to 'ddp'")
     return problems
+
+
+def _attention(params: Params) -> list[str]:
+    """A mask of all rows against all rows."""
+    hardware, base, sequence = (getattr(params, name, None) for name in ("hardware", "base_model", "sequence"))
+    if not (hardware and base and sequence) or sequence.packing == "none" or base.attn_implementation not in ("sdpa", "eager"):
+        return []
+    rows = hardware.per_device_train_batch_size
+    tokens = rows * sequence.max_length
+    if rows == 1 or tokens <= MOST_MASKED_TOKENS:
+        return []
+    return [
+        f"hardware.per_device_train_batch_size = {rows} with packing under {base.attn_implementation} compares {tokens:,} x {tokens:,} tokens in "
+        "each layer: set it to 1 (accumulation reaches train.batch_size), or base_model.attn_implementation to one that knows where rows end "
+        "(flex_attention, flash_attention_2)"
+    ]

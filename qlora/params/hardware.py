@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qlora.params.section import Section
 
@@ -11,12 +11,47 @@ class HardwareParams(Section):
     device: Literal["cpu", "cuda"]
     """Never chosen by what happens to be there."""
     num_processes: int = Field(gt=0)
-    """Of a training, each with a GPU of its own; they share every update's rows. On the CPU it only serves to try that out."""
+    """Of a stage, on all machines together, each with a GPU of its own; they share every update's rows. On the CPU it only serves to try that out."""
+    num_machines: int = Field(gt=0)
+    """Machines with as many of the processes each. All but the first wait in `python -m tools.join`; see docs/cluster.md."""
+    strategy: Literal["ddp", "fsdp2"]
+    """Of several processes of a training. ddp: each holds the whole base model. fsdp2: they share its layers, for one that no single card holds."""
+    offload_params: bool
+    """fsdp2 alone: layers wait in the machine's memory until they are used. Slow; for cards that hold not even their share."""
     num_threads: int = Field(gt=0)
     """Of one process on the CPU: another number can round sums differently."""
     per_device_train_batch_size: int = Field(gt=0)
     """Rows per forward pass; times num_processes it must divide train.batch_size. With packing under sdpa 1 is fastest: several share one mask."""
     activation_checkpointing: bool
     """Recomputes activations in the backward pass: far less memory for 20 to 45 % more time."""
+    torch_compile: bool
+    """Of the training's model: fewer, larger kernels after a minute or more of compiling. Another order of sums, so other last bits."""
     tf32: bool
     """Faster float32 products on a GPU, with 10 bits of mantissa."""
+
+    @model_validator(mode="after")
+    def _processes_fit_machines(self) -> "HardwareParams":
+        if self.num_processes % self.num_machines:
+            raise ValueError(f"num_processes = {self.num_processes} is not a multiple of num_machines = {self.num_machines}: each has as many")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_has_an_effect(self) -> "HardwareParams":
+        if self.strategy == "fsdp2":
+            if self.device == "cpu":
+                raise ValueError("strategy = 'fsdp2' needs GPUs, but device = 'cpu': choose 'ddp'")
+            if self.num_processes == 1:
+                raise ValueError("strategy = 'fsdp2' shares layers among processes, but num_processes = 1: choose 'ddp', or more processes")
+        elif self.offload_params:
+            raise ValueError("offload_params = true has no effect with strategy = 'ddp': set it to false or choose 'fsdp2'")
+        return self
+
+    @property
+    def processes_per_machine(self) -> int:
+        return self.num_processes // self.num_machines
+
+    @property
+    def answering_processes(self) -> int:
+        """Of baseline and evaluate. A model too large for one card answers from one process, spread over the cards: lending layers for every
+        token would take longer."""
+        return 1 if self.strategy == "fsdp2" else self.num_processes

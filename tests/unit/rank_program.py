@@ -22,7 +22,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
         print("ready", flush=True)
         time.sleep(60)
-    ranks.join("cpu")
+    with ranks.loss_of_others_named():
+        ranks.join("cpu")
     rank, size = ranks.rank_and_size()
     if rank == acting or acting < 0:
         if action == "refuse":

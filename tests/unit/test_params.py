@@ -128,3 +128,52 @@ def test_deeply_nested_brackets_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert "[params-syntax]" in message(path)
+
+
+FSDP2 = (
+    ("hardware", "strategy", "fsdp2"),
+    ("hardware", "device", "cuda"),
+    ("hardware", "num_processes", 2),
+    ("hardware", "per_device_train_batch_size", 1),
+)
+QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([*FSDP2, ("hardware", "device", "cpu")], "strategy = 'fsdp2' needs GPUs, but device = 'cpu': choose 'ddp'"),
+        ([*FSDP2, ("hardware", "num_processes", 1)], "strategy = 'fsdp2' shares layers among processes, but num_processes = 1"),
+        (
+            [*FSDP2, *QLORA],
+            "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 leaves weights of another type than base_model.dtype = 'bfloat16' whole",
+        ),
+        ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save learns whole layers, which fsdp2 shares"),
+        ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
+        ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
+        ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),
+        (
+            [("sequence", "max_length", 2048)],
+            "hardware.per_device_train_batch_size = 2 with packing under sdpa compares 4,096 x 4,096 tokens in each layer",
+        ),
+    ],
+)
+def test_set_ups_that_cannot_work_are_one_clear_mistake(tmp_path: Path, changes: list[tuple[str, str, object]], said: str) -> None:
+    found = message(edited(tmp_path, *changes))
+    assert said in found
+    assert "has 1 mistake(s)" in found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [*FSDP2, *QLORA, ("base_model", "bnb_4bit_quant_storage", "bfloat16")],
+        [*FSDP2, ("hardware", "offload_params", True)],
+        [("sequence", "max_length", 2048), ("hardware", "per_device_train_batch_size", 1)],
+        [("sequence", "max_length", 2048), ("sequence", "packing", "none")],
+        [("sequence", "max_length", 2048), ("base_model", "attn_implementation", "flex_attention")],
+        [("hardware", "num_processes", 2), ("hardware", "num_machines", 2), ("train", "batch_size", 4)],
+    ],
+)
+def test_their_counterparts_can(tmp_path: Path, changes: list[tuple[str, str, object]]) -> None:
+    params.load(edited(tmp_path, *changes))

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import set_seed
 
-from qlora import base_model
+from qlora import base_model, sharding
 from qlora.params import Params
 from qlora.trainer import lora_config
 
@@ -24,6 +24,10 @@ def changed(params: Params, **values: Any) -> Params:
 
 
 def adapted(params: Params) -> Any:
-    base = base_model.load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
+    cpu = torch.device("cpu")
+    base = base_model.load_model(params.base_model, TINY, cpu, progress=False)
     set_seed(params.train.seed)
-    return get_peft_model(base, lora_config(params.lora, base))
+    model = get_peft_model(base, lora_config(params.lora, base))
+    if params.hardware.strategy == "fsdp2":
+        sharding.share_layers(model, cpu, offload=params.hardware.offload_params)
+    return model
