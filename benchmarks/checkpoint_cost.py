@@ -35,8 +35,9 @@ def one(steps: int, checkpoints: int) -> None:
     from qlora.conversation import Conversation
     from qlora.encoding import encode_split
     from qlora.interruption import Interruption
+    from qlora.new_adapter import lora_config
     from qlora.records import read_jsonl
-    from qlora.trainer import lora_config, make_trainer
+    from qlora.trainer import make_trainer
 
     values = params.load(Path("params.yaml"))
     # None after the last update.

@@ -29,7 +29,7 @@ from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
 from qlora.encoding import encode_split
 from qlora.records import read_jsonl
-from qlora.trainer import lora_config
+from qlora.new_adapter import lora_config
 steps = int(sys.argv[1])
 values = params.load(Path("params.yaml"))
 values = values.model_copy(update={

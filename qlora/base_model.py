@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from qlora.errors import InputError, MachineError
@@ -87,14 +95,29 @@ def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
 
 
+def layers_of(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The transformer's layers by their names, as the model's class knows them; none where it does not."""
+    kinds: Any = model._no_split_modules or ()
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in kinds}
+
+
 def context_length(config: Any) -> int:
     """Most tokens of a conversation that a model of this config was made for."""
     return int(config.get_text_config().max_position_embeddings)
 
 
-def check_context(folder: Path, max_length: int) -> None:
-    """Raises InputError when training rows would be longer than the model in the folder was made for."""
-    context = context_length(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+def load_config(folder: Path) -> PretrainedConfig:
+    """Raises InputError when the folder's config.json is of no model that transformers knows."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError("base-model-unloadable", f"{folder} has no config.json of a causal language model: {error}") from None
+    return config
+
+
+def check_context(config: PretrainedConfig, max_length: int) -> None:
+    """Raises InputError when training rows would be longer than a model of this config was made for."""
+    context = context_length(config)
     if max_length > context:
         raise InputError("sequence-context", f"sequence.max_length = {max_length} exceeds the base model's context of {context} tokens: lower it")
 

@@ -12,6 +12,7 @@ from torch.distributed import get_world_size
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
+from qlora.base_model import layers_of
 from qlora.errors import InputError
 
 
@@ -25,7 +26,7 @@ def share_layers(model: PeftModel, device: torch.device, *, offload: bool) -> No
         InputError: the base model does not say what its layers are.
     """
     base: Any = model.get_base_model()
-    layers = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
+    layers = layers_of(base)
     if not layers:
         raise InputError(
             "base-model-layers", f"{type(base).__name__} does not say what its layers are, which hardware.strategy = 'fsdp2' shares: use 'ddp'"
@@ -38,7 +39,7 @@ def share_layers(model: PeftModel, device: torch.device, *, offload: bool) -> No
     }
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     tied = head is not None and head.weight is embeddings.weight
-    for layer in layers:
+    for layer in layers.values():
         fully_shard(layer, **options)
     if head is not None and not tied:
         fully_shard(head, **options)

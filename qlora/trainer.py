@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -24,8 +23,8 @@ from qlora.errors import InputError
 from qlora.interruption import Interruption
 from qlora.packing import pack
 from qlora.params import Params
-from qlora.params.lora import LoraParams
 from qlora.params.sequence import SequenceParams
+from qlora.preflight import LongestPass
 from qlora.ranks import gathered, rank_and_size
 
 BEST = "best.safetensors"
@@ -82,6 +81,22 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "EpochOrder":  # noqa: ARG002
         updates = self._save_or_stop.updates_per_epoch
         return EpochOrder(self.train_rows, len(self.train_dataset), self.args.seed, lambda: self.state.global_step // updates)
+
+    def longest_inputs(self) -> dict[str, Any]:
+        """Of a micro-batch of the longest rows there are."""
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-self.args.per_device_train_batch_size :]
+        inputs: dict[str, Any] = self._prepare_inputs(self.data_collator([self.train_dataset[place] for place in longest]))
+        return inputs
+
+    def loss_apart(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """A loss that no average or count of the training takes in."""
+        tokens: int = self._total_train_tokens  # type: ignore[has-type]
+        with self.compute_loss_context_manager():
+            loss: torch.Tensor = self.compute_loss(model, inputs)
+        self._total_train_tokens = tokens
+        self._metrics["train"].clear()
+        return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         result = super().train(*args, **kwargs)
@@ -224,24 +239,6 @@ def conversations_of(batch: dict[str, Any]) -> Iterator[tuple[int, ...]]:
             yield tuple(token for token, seen in zip(row, batch["attention_mask"][place].tolist(), strict=True) if seen)
 
 
-def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
-    # Embeddings and output head that are one matrix are learned as one, or merging would tear them apart.
-    tied = bool(base.config.get_text_config().tie_word_embeddings) and not {"embed_tokens", "lm_head"}.isdisjoint(params.modules_to_save or ())
-    return LoraConfig(
-        ensure_weight_tying=tied,
-        task_type="CAUSAL_LM",
-        r=params.r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        target_modules=params.target_modules,
-        use_rslora=params.use_rslora,
-        use_dora=params.use_dora,
-        # A copy: PEFT changes it.
-        modules_to_save=list(params.modules_to_save) if params.modules_to_save else None,
-        bias="none",
-    )
-
-
 def training_arguments(params: Params, folder: Path) -> SFTConfig:
     """Every value that params.yaml decides, and the defaults of TRL that would decide for it switched off."""
     train, hardware, sequence, runtime = params.train, params.hardware, params.sequence, params.runtime
@@ -321,6 +318,7 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=[DivergenceWarning()],
     )
+    trainer.add_callback(LongestPass(trainer.longest_inputs, trainer.loss_apart))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if params.runtime.progress:

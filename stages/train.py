@@ -25,15 +25,16 @@ from qlora.dvc_files import is_committed, recorded_outputs, require_recorded
 from qlora.encoding import EncodedSplit, Example, encode_split, length_histogram, show
 from qlora.errors import InputError, StoppedError
 from qlora.hardware import TRAINING_SETTINGS, out_of_memory_named
-from qlora.init_adapter import begin_from
 from qlora.interruption import Interruption
 from qlora.manifest import project_root
+from qlora.new_adapter import begin_from, lora_config
 from qlora.params import Params
+from qlora.preflight import require_able
 from qlora.ranks import from_first, gathered, is_first, leave, loss_of_others_named, one_after_another
 from qlora.records import read_jsonl, write_csv, write_json
 from qlora.sharding import share_layers
 from qlora.throughput import measured
-from qlora.trainer import ExactTrainer, lora_config, make_trainer, smoothed
+from qlora.trainer import ExactTrainer, make_trainer, smoothed
 
 TRACKED = ("base_model", "chat", "sequence", "lora", "train", "hardware")
 
@@ -88,7 +89,9 @@ def _ready(
     values: Params, train: Path, validation: Path, manifest: Path, device: torch.device, checkpoints: Checkpoints, interruption: Interruption
 ) -> _Training:
     folder = base_model.verified_folder(values.base_model, manifest)
-    base_model.check_context(folder, values.sequence.max_length)
+    config = base_model.load_config(folder)
+    base_model.check_context(config, values.sequence.max_length)
+    needed = require_able(values, config)
     template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
     adapter.require_saveable(template)
     learned = _encode(train, template, values)
@@ -98,6 +101,7 @@ def _ready(
     trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints, interruption)
     accounting = _accounting(trainer, learned, held_back, values)
     if is_first():
+        print(f"memory of a training, by estimate: {needed.described()}")
         _introduce(model, template, learned.examples, accounting)
     return _Training(trainer, template, accounting, learned.lengths)
 

@@ -115,7 +115,7 @@ def _between_sections(params: Params) -> list[str]:
             f"train.eval_strategy = {train.eval_strategy!r} needs validation rows, but data.validation_fraction = 0: "
             "set the one to 'no' or the other above 0"
         )
-    return problems + _distributed(params) + _attention(params)
+    return [*problems, *_distributed(params), *_attention(params)]
 
 
 def _distributed(params: Params) -> list[str]:
@@ -137,6 +137,8 @@ def _distributed(params: Params) -> list[str]:
 def _attention(params: Params) -> list[str]:
     """A mask of all rows against all rows."""
     hardware, base, sequence = (getattr(params, name, None) for name in ("hardware", "base_model", "sequence"))
+    if hardware and base and hardware.device == "cpu" and base.attn_implementation not in ("sdpa", "eager"):
+        return [f"base_model.attn_implementation = {base.attn_implementation!r} learns on GPUs alone, but hardware.device = 'cpu': choose 'sdpa'"]
     if not (hardware and base and sequence) or sequence.packing == "none" or base.attn_implementation not in ("sdpa", "eager"):
         return []
     rows = hardware.per_device_train_batch_size

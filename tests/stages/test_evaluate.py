@@ -11,9 +11,9 @@ from peft import get_peft_model
 from qlora import adapter, base_model, params
 from qlora.chat_template import ChatTemplate
 from qlora.errors import InputError
+from qlora.new_adapter import lora_config
 from qlora.params import Params
 from qlora.records import write_csv, write_jsonl
-from qlora.trainer import lora_config
 from stages.baseline import baseline
 from stages.evaluate import evaluate
 

@@ -9,8 +9,8 @@ from peft import AutoPeftModelForCausalLM, get_peft_model
 from qlora import adapter
 from qlora.chat_template import ChatTemplate
 from qlora.errors import InputError
+from qlora.new_adapter import lora_config
 from qlora.params import Params
-from qlora.trainer import lora_config
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
             "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 leaves weights of another type than base_model.dtype = 'bfloat16' whole",
         ),
         ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save learns whole layers, which fsdp2 shares"),
+        ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' learns on GPUs alone"),
         ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
         ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
         ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),
@@ -171,7 +172,7 @@ def test_set_ups_that_cannot_work_are_one_clear_mistake(tmp_path: Path, changes:
         [*FSDP2, ("hardware", "offload_params", True)],
         [("sequence", "max_length", 2048), ("hardware", "per_device_train_batch_size", 1)],
         [("sequence", "max_length", 2048), ("sequence", "packing", "none")],
-        [("sequence", "max_length", 2048), ("base_model", "attn_implementation", "flex_attention")],
+        [("sequence", "max_length", 2048), ("hardware", "device", "cuda"), ("base_model", "attn_implementation", "flex_attention")],
         [("hardware", "num_processes", 2), ("hardware", "num_machines", 2), ("train", "batch_size", 4)],
     ],
 )

@@ -15,8 +15,9 @@ from qlora.checkpoints import Checkpoints
 from qlora.encoding import IGNORE_INDEX, Example
 from qlora.errors import InputError
 from qlora.interruption import Interruption
+from qlora.new_adapter import lora_config
 from qlora.params import Params
-from qlora.trainer import conversations_of, lora_config, make_trainer
+from qlora.trainer import conversations_of, make_trainer
 from tests.unit.trainings import adapted, changed
 
 

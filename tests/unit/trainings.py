@@ -8,8 +8,8 @@ from peft import get_peft_model
 from transformers import set_seed
 
 from qlora import base_model, sharding
+from qlora.new_adapter import lora_config
 from qlora.params import Params
-from qlora.trainer import lora_config
 
 TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
 

@@ -1,16 +1,35 @@
-"""An adapter that a training begins from."""
+"""The adapter as a training begins with it: new, or with the weights of an earlier one."""
 
 import json
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from qlora.adapter import CONFIG, WEIGHTS
 from qlora.errors import InputError
 from qlora.manifest import project_root, sha256_of
 from qlora.params.lora import LoraParams
+
+
+def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
+    # Embeddings and output head that are one matrix are learned as one, or merging would tear them apart.
+    tied = bool(base.config.get_text_config().tie_word_embeddings) and not {"embed_tokens", "lm_head"}.isdisjoint(params.modules_to_save or ())
+    return LoraConfig(
+        ensure_weight_tying=tied,
+        task_type="CAUSAL_LM",
+        r=params.r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        use_rslora=params.use_rslora,
+        use_dora=params.use_dora,
+        # A copy: PEFT changes it.
+        modules_to_save=list(params.modules_to_save) if params.modules_to_save else None,
+        bias="none",
+    )
 
 
 def begin_from(model: PeftModel, params: LoraParams) -> None:

@@ -1,0 +1,105 @@
+"""Every recipe: its accumulation, its memory against its card, and two updates with a tiny model of the same family."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.recipes import PAGE, page
+from qlora import params
+from qlora.manifest import make_manifest
+from qlora.memory import estimate
+from qlora.records import write_json, write_jsonl
+from stages.train import train
+from tests.unit.trainings import changed
+from tools import preflight, recipes
+
+GPU = [name for name in recipes.names() if name != "tiny-cpu"]
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+ROWS = [
+    {
+        "id": str(number),
+        "category": "c",
+        "messages": [{"role": "user", "content": f"What is {number} + 1?"}, {"role": "assistant", "content": str(number + 1)}],
+    }
+    for number in range(200)
+]
+
+
+def test_there_are_six_beside_the_default() -> None:
+    assert len(GPU) == 6
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_it_fits_the_card_it_is_made_for(name: str) -> None:
+    values = preflight.of_recipe(name)
+    rows = values.hardware.per_device_train_batch_size * values.hardware.num_processes * values.gradient_accumulation_steps
+    assert rows == values.train.batch_size
+    gigabytes = min(int(number) for number in re.findall(r"(\d+)(?: to \d+)? GB", recipes.summary(recipes.path_of(name))))
+    needed = estimate(values, preflight.shape_of(values.base_model.name))
+    # What torch's allocator leaves between tensors is not in the estimate.
+    assert needed.total < 0.95 * gigabytes * 10**9
+
+
+def test_the_order_in_which_recipes_were_used_is_nowhere() -> None:
+    """Each sets all that any other does."""
+    keys = {name: {(section, key) for section, key, _ in recipes.values_of(recipes.path_of(name))} for name in GPU}
+    for name, own in keys.items():
+        assert own == set().union(*keys.values()), name
+
+
+def family(name: str, folder: Path) -> None:
+    """A pinned random model of the recipe's kind, with the embedded tokenizer."""
+    kind = json.loads((preflight.SHAPES / f"{name}.json").read_text(encoding="utf-8"))["model_type"]
+    tokenizer: Any = AutoTokenizer.from_pretrained("models/base/tiny")
+    config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    write_json(folder / f"{name}.json", make_manifest(folder / name).record())
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = changed(
+        preflight.of_recipe(name),
+        # Of what it asks for only the GPUs are not there; several processes and shared layers have tests of their own.
+        hardware__device="cpu",
+        hardware__num_processes=1,
+        hardware__strategy="ddp",
+        hardware__num_threads=2,
+        base_model__attn_implementation="sdpa",
+        train__batch_size=preflight.of_recipe(name).train.batch_size // preflight.of_recipe(name).hardware.num_processes,
+        train__max_steps=2,
+        train__logging_steps=1,
+        sequence__max_length=64,
+        runtime__progress=False,
+    )
+    manifests = tmp_path / "models" / "base"
+    family(values.base_model.name, manifests)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for split, rows in (("train", ROWS), ("validation", ROWS[:5])):
+        write_jsonl(tmp_path / split, rows)
+    outputs = {key: tmp_path / key for key in ("adapter_folder", "report", "train_loss", "eval_loss", "lengths", "throughput")}
+    train(values, train=tmp_path / "train", validation=tmp_path / "validation", manifests=manifests, **outputs)
+    report = json.loads(outputs["report"].read_text(encoding="utf-8"))
+    assert report["steps"] == 2
+    assert (outputs["adapter_folder"] / "adapter_model.safetensors").is_file()
+
+
+def test_a_recipes_params_are_those_that_use_would_write(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(recipes.compose(Path("params.yaml"), recipes.path_of("llama3-8b-ddp")), encoding="utf-8")
+    assert params.load(tmp_path / "params.yaml") == preflight.of_recipe("llama3-8b-ddp")
+
+
+def test_the_documents_table_is_made_of_the_recipes(tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(text), "run `python -m benchmarks.recipes`"
+    assert text.count("not measured") == len(GPU)
+    results = tmp_path / "gpu.json"
+    setup = {"sdpa, checkpointing, 1 rows": {"tokens_per_second": 2500.4, "peak_gib": 8.1}}
+    results.write_text(json.dumps({"NVIDIA GeForce RTX 4090": {"sections": {"training_4bit": setup}}}), encoding="utf-8")
+    lines = [line for line in page(text, results).splitlines() if "2,500 tokens/s, 8.1 GiB" in line]
+    assert [line.split("`")[1] for line in lines] == ["llama3-8b-rtx4090"]

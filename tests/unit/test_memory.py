@@ -1,0 +1,81 @@
+"""What a training is said to need is what it takes."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from qlora import memory
+from qlora.new_adapter import lora_config
+from qlora.params import Params
+from tests.unit.trainings import changed
+
+SHAPES = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 2},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 4, "tie_word_embeddings": True},
+}
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture
+def params(default_params: Params) -> Params:
+    return changed(default_params, sequence__max_length=256, hardware__per_device_train_batch_size=1, base_model__bnb_4bit_compute_dtype="bfloat16")
+
+
+def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
+    """Bytes of the frozen weights, and of what autograd keeps, of a real model."""
+    dtype = getattr(torch, params.base_model.dtype)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantised if params.base_model.load_in_4bit else None)
+    frozen = sum(weight.nbytes for weight in base.parameters())
+    for module in base.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        frozen += state.absmax.nbytes + state.state2.absmax.nbytes if state else 0
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    base.requires_grad_(False)
+    model = get_peft_model(base, lora_config(params.lora, base)).train()
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    weights = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids = torch.zeros(1, params.sequence.max_length, dtype=torch.long)
+        # Two conversations of a packed row.
+        positions = torch.arange(params.sequence.max_length)[None] % (params.sequence.max_length // 2)
+        embeddings = model.get_input_embeddings()(ids).requires_grad_()
+        output = model.get_base_model().base_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+        total = sum(storage.nbytes() for storage in kept.values())
+    del output
+    return frozen, total
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize(("dtype", "four_bit"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_weights_and_activations_are_those_of_a_real_model(params: Params, tmp_path: Any, family: str, dtype: str, four_bit: bool) -> None:
+    params = changed(params, base_model__dtype=dtype, base_model__load_in_4bit=four_bit)
+    config = AutoConfig.for_model(**SIZES, **SHAPES[family])
+    found = memory.estimate(params, config)
+    frozen, kept = taken(params, config, tmp_path)
+    print(f"{family} {dtype} {four_bit}: weights {found.weights / frozen:.3f}, activations {found.activations / kept:.3f}")
+    assert found.weights == pytest.approx(frozen, rel=0.02)
+    assert found.activations == pytest.approx(kept, rel=0.1)

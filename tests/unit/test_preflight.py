@@ -1,0 +1,113 @@
+"""A machine that is not able is told so before anything long begins, and what would help."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora import preflight
+from qlora.checkpoints import Checkpoints
+from qlora.encoding import Example
+from qlora.errors import MachineError
+from qlora.interruption import Interruption
+from qlora.params import Params
+from qlora.trainer import make_trainer
+from tests.unit.trainings import adapted, changed
+from tools import preflight as tool
+
+
+@pytest.fixture
+def recipe() -> Params:
+    return tool.of_recipe("llama3-8b-rtx4090")
+
+
+@pytest.fixture
+def shape() -> Any:
+    return tool.shape_of("llama3-8b-instruct")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one than is here: 24 GB, with bfloat16."""
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: 24 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+
+
+@pytest.mark.usefixtures("card")
+def test_what_fits_is_let_through(recipe: Params, shape: Any) -> None:
+    assert preflight.require_able(recipe, shape).total < 10 * 2**30
+
+
+@pytest.mark.usefixtures("card")
+def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params, shape: Any) -> None:
+    params = changed(recipe, hardware__activation_checkpointing=False)
+    with pytest.raises(MachineError) as caught:
+        preflight.require_able(params, shape)
+    text = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert text.startswith("[memory-short] this training needs about 35.")
+    assert "there are 22.4." in text
+    saved = [line.split()[:3] for line in text.splitlines()[1:]]
+    assert [name for name, *_ in saved] == [
+        "hardware.activation_checkpointing:",
+        "sequence.max_length:",
+        "lora.lora_dropout:",
+    ]
+    # The change alone, estimated again.
+    whole = preflight.estimate(params, shape).total
+    assert saved[0][2] == f"-{(whole - preflight.estimate(recipe, shape).total) / 2**30:.1f}"
+
+
+@pytest.mark.usefixtures("card")
+def test_a_card_without_bfloat16_is_refused(recipe: Params, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(MachineError, match=r"\[bf16-missing\] base_model.dtype and base_model.bnb_4bit_compute_dtype = 'bfloat16', which Tesla T4"):
+        preflight.require_able(recipe, shape)
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(("kind", "package"), [("flash_attention_2", "flash-attn"), ("flash_attention_3", "flash-attn-3")])
+def test_attention_that_is_not_installed_is_refused(recipe: Params, shape: Any, kind: str, package: str) -> None:
+    with pytest.raises(MachineError, match=rf"\[attention-missing\] .* = '{kind}': the package {package} is not installed"):
+        preflight.require_able(changed(recipe, base_model__attn_implementation=kind), shape)
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    assert 2**28 < preflight.memory_bytes("cpu") < 2**50
+
+
+def test_the_pass_over_the_longest_rows_changes_nothing(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = changed(few_steps, lora__lora_dropout=0.3, train__neftune_noise_alpha=5.0, hardware__activation_checkpointing=True)
+
+    def trained(folder: Path) -> tuple[dict[str, torch.Tensor], Any]:
+        with Checkpoints(folder) as checkpoints:
+            trainer = make_trainer(params, adapted(params), tokenizer, examples, examples[:5], checkpoints, Interruption())
+            trainer.train()
+        return {name: weight.detach() for name, weight in trainer.model.named_parameters() if weight.requires_grad}, trainer
+
+    with_it, trainer = trained(tmp_path / "with")
+    longest = sorted(len(ids) for ids in trainer.train_dataset["input_ids"])[-2:]
+    assert f"one pass over the longest rows ({sum(longest)} tokens)" in capsys.readouterr().out
+    monkeypatch.setattr(preflight.LongestPass, "on_train_begin", lambda *_, **__: None)
+    without, other = trained(tmp_path / "without")
+    assert all(torch.equal(with_it[name], weight) for name, weight in without.items())
+    assert trainer.state.log_history[0]["num_tokens"] == other.state.log_history[0]["num_tokens"]
+    assert trainer.state.log_history[0]["entropy"] == other.state.log_history[0]["entropy"]
+
+
+def test_the_pass_is_made_over_what_a_training_holds(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    """Out of memory in it ends the training before its first update."""
+    with Checkpoints(tmp_path) as checkpoints:
+        trainer = make_trainer(few_steps, adapted(few_steps), tokenizer, examples, [], checkpoints, Interruption())
+
+        def full(*_: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        trainer.compute_loss = full
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.train()
+    assert trainer.state.global_step == 0
