@@ -75,9 +75,11 @@ def settings(few_steps: Params) -> Params:
     )
 
 
-@pytest.mark.parametrize("packing", ["bfd", "none"])
-def test_two_processes_make_the_updates_of_one(settings: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, packing: str) -> None:
-    params = changed(settings, sequence__packing=packing)
+@pytest.mark.parametrize(("packing", "four_bit"), [("bfd", False), ("none", False), ("bfd", True)])
+def test_two_processes_make_the_updates_of_one(
+    settings: Params, examples: list[Example], tokenizer: Any, tmp_path: Path, packing: str, four_bit: bool
+) -> None:
+    params = changed(settings, sequence__packing=packing, base_model__load_in_4bit=four_bit)
     # An odd number of rows, and a last update of an epoch that is made from fewer.
     examples = examples[: 19 if packing == "none" else 20]
     alone = trained(params, examples, tokenizer, tmp_path / "alone")
@@ -89,7 +91,7 @@ def test_two_processes_make_the_updates_of_one(settings: Params, examples: list[
     assert Counter(first["seen"] + second["seen"]) == Counter(alone["seen"])
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     difference = max(float((first["weights"][name] - weight).abs().max()) for name, weight in alone["weights"].items())
-    print(f"largest difference of a weight: {difference:.1e}")
+    print(f"packing {packing}, 4-bit {four_bit}: largest difference of a weight: {difference:.1e}")
     assert difference <= 1e-5
     for curve in ("losses", "validation"):
         assert [step for step, _ in first[curve]] == [step for step, _ in alone[curve]]
