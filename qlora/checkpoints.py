@@ -44,6 +44,24 @@ def fingerprint(values: Mapping[str, Any], files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def bytes_written(trainable: int, optim: str, *, keep_best: bool = False) -> int:
+    """The most that a training of so many weights takes of a disk."""
+    weights = 4 * trainable
+    moments = 2 * trainable if optim.endswith("8bit") else 8 * trainable
+    # One more than is kept, while it is written; the adapter as the stage's output, in DVC's cache, and as what was finished.
+    in_checkpoint = weights * (2 if keep_best else 1) + moments
+    return (KEPT + 1) * in_checkpoint + 3 * weights + SLACK_BYTES
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """Raises MachineError when the folder's disk has fewer bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            "disk-space", f"{folder} has {free / 1e6:,.0f} MB left, the training needs up to {needed / 1e6:,.0f} MB: make room, then run again"
+        )
+
+
 class Checkpoints:
     """The folder of one training, locked against others while it is entered."""
 
@@ -80,18 +98,8 @@ class Checkpoints:
 
     def require_room(self, trainable: int, optim: str, *, keep_best: bool = False) -> None:
         """Raises MachineError when the disk can't hold what a training of so many weights will write."""
-        weights = 4 * trainable
-        moments = 2 * trainable if optim.endswith("8bit") else 8 * trainable
-        # One more than is kept, while it is written; the adapter as the stage's output, in DVC's cache, and as what was finished.
-        in_checkpoint = weights * (2 if keep_best else 1) + moments
-        needed = (KEPT + 1) * in_checkpoint + 3 * weights + SLACK_BYTES
         for folder in (self.folder, Path.cwd()):
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise MachineError(
-                    "disk-space",
-                    f"{folder} has {free / 1e6:,.0f} MB left, the training needs up to {needed / 1e6:,.0f} MB: make room, then run again",
-                )
+            require_disk(folder, bytes_written(trainable, optim, keep_best=keep_best))
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:

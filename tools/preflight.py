@@ -11,6 +11,7 @@ rows. The shape is that of the pinned base model, else the one in recipes/shapes
 import argparse
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def table(needed: "Estimate", memory: int | None) -> str:
     """A line for each part, and the total."""
     unit, name = (GIB, "GiB") if needed.total >= GIB else (MIB, "MiB")
     lines = [f"  {part:12}{size / unit:9.2f} {name}  {'#' * round(BAR * size / needed.total)}".rstrip() for part, size in needed.parts.items()]
-    of = f"  of {memory / unit:,.1f}" if memory else ""
+    of = f" of {memory / GIB:.1f} GiB" if memory else ""
     return "\n".join([*lines, f"  {'total':12}{needed.total / unit:9.2f} {name}{of}"])
 
 
@@ -71,14 +72,14 @@ def main() -> None:
     arguments = parser.parse_args()
     values = of_recipe(arguments.recipe) if arguments.recipe else params.load(recipes.PARAMS)
     # torch and transformers take seconds.
-    from qlora import hardware, memory, preflight  # noqa: PLC0415
+    from qlora import checkpoints, hardware, memory, preflight  # noqa: PLC0415
 
     config = shape_of(values.base_model.name)
     needed = memory.estimate(values, config)
     rows, tokens = values.hardware.per_device_train_batch_size, values.sequence.max_length
     print(
         f"{values.base_model.name}: {rows} row(s) of {tokens:,} tokens a pass, {values.gradient_accumulation_steps} pass(es) an update on each of "
-        f"{values.hardware.num_processes} process(es), {needed.flops_per_token / 1e9:.1f} GFLOP a token; on each device, by estimate:"
+        f"{values.hardware.num_processes} process(es), {needed.flops_per_token / 1e9:.3g} GFLOP a token; on each device, by estimate:"
     )
     if arguments.memory is not None:
         here = int(arguments.memory * GB)
@@ -92,7 +93,10 @@ def main() -> None:
         print(table(needed, None), flush=True)
         raise
     print(table(needed, preflight.memory_bytes(values.hardware.device)))
+    written = checkpoints.bytes_written(needed.adapter // memory.FLOAT, values.train.optim, keep_best=values.train.keep == "best")
+    print(f"  on the disk up to {written / 1e6:,.0f} MB of {shutil.disk_usage('.').free / 1e6:,.0f}: checkpoints, adapter, cache")
     preflight.require_able(values, config)
+    checkpoints.require_disk(Path.cwd(), written)
 
 
 if __name__ == "__main__":

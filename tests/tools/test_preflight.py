@@ -16,7 +16,9 @@ def test_the_default_fits_here() -> None:
     status, shown, errors = run()
     assert (status, errors) == (0, "")
     assert shown.startswith("tiny: 2 row(s) of 256 tokens a pass")
-    assert " of " in shown.splitlines()[-1]
+    *_, total, disk = shown.splitlines()
+    assert total.split()[:1] == ["total"]
+    assert disk.startswith("  on the disk up to ")
 
 
 def test_a_recipe_for_a_gpu_is_shown_and_refused_where_there_is_none() -> None:
