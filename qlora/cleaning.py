@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import orjson
 
 from qlora import near_duplicates, raw_rows
-from qlora.conversation import Message, invalid_reason, with_system_message
+from qlora.conversation import Message, fault_in, with_system_message
 from qlora.duplicates import keys_of, normalised
 from qlora.errors import InputError
 from qlora.formats import FORMATS, recognised
 from qlora.formats.turns import UnsupportedTurnError
 from qlora.parallel import interleaved
 from qlora.params.data import DataParams
-from qlora.records import json_line
 from qlora.splits import split_of
 
 CATEGORY_CHARS = 200
@@ -122,61 +121,92 @@ def clean(path: Path, data: DataParams, *, is_test: bool, processes: int) -> Ite
 def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Cleaned]:
     """Every shares-th batch; the others are read, which is cheap, and not looked at."""
     known = FORMATS[data.format]
+    cleaner = _Cleaner(data, is_test=is_test)
     try:
         for index, batch in enumerate(raw_rows.read_batches(path, known.columns, optional=(*known.optional, "category"))):
             if index % shares == share:
-                parts: dict[str, Part] = {}
-                pairs: dict[str, list[list[bytes]]] = {}
-                for number, row in enumerate(batch.rows(), start=batch.first):
-                    _clean_row(batch.path, number, row, data, is_test, parts, pairs)
-                for split, conversations in pairs.items():
-                    parts[split].bands = near_duplicates.bands_of(conversations, data.near_threshold or 1)
-                yield Cleaned(batch.path, parts)
+                yield Cleaned(batch.path, cleaner.parts_of(batch))
     except raw_rows.MissingColumnError as error:
         raise InputError(error.code, error.message + _looks_like(recognised(error.found))) from None
 
 
-def _clean_row(
-    path: Path, number: int, row: raw_rows.Row, data: DataParams, is_test: bool, parts: dict[str, Part], pairs: dict[str, list[list[bytes]]]
-) -> None:
-    """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
-    messages: list[Message] = []
-    try:
-        messages = FORMATS[data.format].to_messages(row) if row else []
-        reason, detail = invalid_reason(messages), ""
-        if not row or sum([len(message["content"]) for message in messages]) > data.max_chars:
+class _Cleaner:
+    """Makes lines of rows. What every row asks for is looked up, and rendered, once."""
+
+    def __init__(self, data: DataParams, *, is_test: bool) -> None:
+        self._to_messages = FORMATS[data.format].to_messages
+        self._is_test = is_test
+        self._validation, self._test = data.validation_fraction, data.carved_fraction
+        self._drops_invalid = data.on_invalid == "drop"
+        self._max_chars = data.max_chars
+        self._near_threshold = data.near_threshold
+        opening = with_system_message([], data.system_message)
+        self._opening = b"".join(orjson.dumps(message) + b"," for message in opening)
+        """The system turn for conversations without one, as it stands in a line."""
+        self._opening_chars = sum(len(message["content"]) for message in opening)
+
+    def parts_of(self, batch: raw_rows.Batch) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
+        pairs: dict[str, list[list[bytes]]] = {}
+        for number, row in enumerate(batch.rows(), start=batch.first):
+            self._add(batch.path, number, row, parts, pairs)
+        for split, conversations in pairs.items():
+            parts[split].bands = near_duplicates.bands_of(conversations, self._near_threshold or 1)
+        return parts
+
+    def _add(self, path: Path, number: int, row: raw_rows.Row, parts: dict[str, Part], pairs: dict[str, list[list[bytes]]]) -> None:
+        """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
+        messages: list[Message] = []
+        reason: str | None = None
+        detail = ""
+        try:
+            messages = self._to_messages(row) if row else []
+        except UnsupportedTurnError as error:
+            reason, detail = error.reason, f" ({error})"
+        except ValueError as error:
+            raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits") from None
+        contents = [message["content"] for message in messages]
+        characters = sum(map(len, contents))
+        if not row or characters > self._max_chars:
             # Not looked at any further: its key is that of no text.
-            messages, reason, detail = [], "too_many_chars", f" (more than data.max_chars = {data.max_chars:,})"
-    except UnsupportedTurnError as error:
-        reason, detail = error.reason, f" ({error})"
-    except ValueError as error:
-        raise InputError("data-types", f"{path}: row {number}: {error}. Mend the row or choose the data.format that fits") from None
-    texts = [normalised(message["content"]) for message in messages]
-    text, prompt = keys_of(messages, texts)
-    # A row without a text has no prompt to go by: it counts for train.
-    split = "test" if is_test else split_of(prompt, validation=data.validation_fraction, test=data.carved_fraction) if messages else "train"
-    part = parts.get(split) or parts.setdefault(split, Part())
-    part.rows_in += 1
-    if reason is None:
-        category = row.get("category")
-        whole = with_system_message(messages, data.system_message)
-        digest = hashlib.sha256(orjson.dumps(messages)).hexdigest()[:16]
-        part.lines += json_line({"id": digest, "category": "all" if category is None else str(category)[:CATEGORY_CHARS], "messages": whole})
+            messages, contents, reason, detail = [], [], "too_many_chars", f" (more than data.max_chars = {self._max_chars:,})"
+        roles = tuple([message["role"] for message in messages])
+        reason = reason or fault_in(roles, contents)
+        texts = [normalised(content) for content in contents]
+        text, prompt = keys_of(roles, texts)
+        # A row without a text has no prompt to go by: it counts for train.
+        split = "test" if self._is_test else split_of(prompt, validation=self._validation, test=self._test) if messages else "train"
+        part = parts.get(split) or parts.setdefault(split, Part())
+        part.rows_in += 1
+        if reason is None:
+            opens = roles[0] != "system"
+            self._add_line(part, messages, row.get("category"), opens=opens)
+            part.rows.append(number)
+            # Turns alternate and the last is the assistant's: every second one is an answer.
+            part.turns.append(len(messages) // 2)
+            part.characters.append(characters + opens * self._opening_chars)
+            part.texts.append(text)
+            part.prompts.append(prompt)
+            if self._near_threshold is not None:
+                pairs.setdefault(split, []).append(near_duplicates.word_pairs(texts if opens else texts[1:]))
+        elif self._drops_invalid:
+            part.dropped[reason] += 1
+        else:
+            raise InputError("data-invalid", f"{path}: row {number}: {reason}{detail}, roles {[*roles]}. Mend the row or set data.on_invalid to drop")
+
+    def _add_line(self, part: Part, messages: list[Message], category: object, *, opens: bool) -> None:
+        """`{"id": ..., "category": ..., "messages": [...]}`: the messages, whose hash is the id, are rendered once."""
+        rendered = orjson.dumps(messages)
+        part.lines += b'{"id":"'
+        part.lines += hashlib.sha256(rendered).hexdigest()[:16].encode()
+        part.lines += b'","category":'
+        part.lines += orjson.dumps("all" if category is None else str(category)[:CATEGORY_CHARS])
+        part.lines += b',"messages":['
+        if opens:
+            part.lines += self._opening
+        part.lines += rendered[1:]
+        part.lines += b"}\n"
         part.ends.append(len(part.lines))
-        part.rows.append(number)
-        # Turns alternate and the last is the assistant's: after a system turn or none, every second one is an answer.
-        part.turns.append(len(whole) // 2)
-        part.characters.append(sum([len(message["content"]) for message in whole]))
-        part.texts.append(text)
-        part.prompts.append(prompt)
-        if data.near_threshold is not None:
-            spoken = texts[1:] if messages[0]["role"] == "system" else texts
-            pairs.setdefault(split, []).append(near_duplicates.word_pairs(spoken))
-    elif data.on_invalid == "drop":
-        part.dropped[reason] += 1
-    else:
-        roles = [message["role"] for message in messages]
-        raise InputError("data-invalid", f"{path}: row {number}: {reason}{detail}, roles {roles}. Mend the row or set data.on_invalid to drop")
 
 
 def _looks_like(names: list[str]) -> str:

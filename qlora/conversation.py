@@ -42,14 +42,19 @@ def invalid_reason(messages: Sequence[Message]) -> str | None:
 
     A system turn only first, then user and assistant in turn, the last word the assistant's, nothing empty.
     """
-    reason = _fault_in(tuple([message["role"] for message in messages]))
-    if reason is None and not all([message["content"].strip() for message in messages]):
+    return fault_in(tuple([message["role"] for message in messages]), [message["content"] for message in messages])
+
+
+def fault_in(roles: tuple[str, ...], contents: Sequence[str]) -> str | None:
+    """Like `invalid_reason`."""
+    reason = _fault_in_order(roles)
+    if reason is None and not all(map(str.strip, contents)):
         return "empty_content"
     return reason
 
 
 @lru_cache
-def _fault_in(roles: tuple[str, ...]) -> str | None:
+def _fault_in_order(roles: tuple[str, ...]) -> str | None:
     """A data set holds few orders of roles: each is judged once."""
     if not roles:
         return "no_messages"

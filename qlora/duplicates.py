@@ -2,11 +2,10 @@
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import xxhash
-
-from qlora.conversation import Message
 
 KEY_BITS = 60
 """Python holds a number of 60 bits in 32 bytes; in a set, a key costs 59 to 85 bytes. Among ten million texts two
@@ -38,7 +37,7 @@ def normalised(text: str) -> bytes:
     return plain.strip(b" ")
 
 
-def keys_of(messages: Sequence[Message], texts: Sequence[bytes]) -> tuple[int, int]:
+def keys_of(roles: tuple[str, ...], texts: Sequence[bytes]) -> tuple[int, int]:
     """Keys of the whole conversation and of its prompt; the same for texts that differ by case, width and white space.
 
     The prompt is what the last answer answers: every turn before it but the system's, which many conversations share.
@@ -46,14 +45,19 @@ def keys_of(messages: Sequence[Message], texts: Sequence[bytes]) -> tuple[int, i
     Args:
         texts: The contents of the messages, normalised.
     """
-    roles = [message["role"] for message in messages]
-    asked = texts[:-1] if roles and roles[-1] == "assistant" else texts
-    prompt = [text for role, text in zip(roles, asked, strict=False) if role != "system"]
-    return _key([" ".join(roles).encode("utf-8", "surrogatepass"), *texts]), _key(prompt)
+    named, asked = _order(roles)
+    return _key([named, *texts]), _key([texts[place] for place in asked])
+
+
+@lru_cache
+def _order(roles: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
+    """The roles in one text, and the places of the prompt's turns. A data set holds few orders."""
+    asked = roles[:-1] if roles and roles[-1] == "assistant" else roles
+    return " ".join(roles).encode("utf-8", "surrogatepass"), tuple(place for place, role in enumerate(asked) if role != "system")
 
 
 def _key(texts: Sequence[bytes]) -> int:
-    return int(xxhash.xxh3_64_intdigest(b"\x00".join(texts))) >> (64 - KEY_BITS)
+    return xxhash.xxh3_64_intdigest(b"\x00".join(texts)) >> (64 - KEY_BITS)
 
 
 class SeenKeys:

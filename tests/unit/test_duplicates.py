@@ -11,7 +11,7 @@ from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, normalised
 
 
 def keys_of(messages: list[Message]) -> tuple[int, int]:
-    return duplicates.keys_of(messages, [normalised(message["content"]) for message in messages])
+    return duplicates.keys_of(tuple(message["role"] for message in messages), [normalised(message["content"]) for message in messages])
 
 
 def talk(*contents: str, system: str | None = None) -> list[Message]:

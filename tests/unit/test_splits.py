@@ -1,9 +1,7 @@
-from qlora.conversation import Message
 from qlora.duplicates import KEY_BITS, keys_of, normalised
 from qlora.splits import split_of
 
-MESSAGES = [[Message(role="user", content=str(number)), Message(role="assistant", content="x")] for number in range(4000)]
-KEYS = [keys_of(messages, [normalised(message["content"]) for message in messages])[1] for messages in MESSAGES]
+KEYS = [keys_of(("user", "assistant"), [normalised(str(number)), b"x"])[1] for number in range(4000)]
 
 
 def share(name: str, validation: float, test: float) -> set[int]:
