@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 KEY_BITS = 60
-"""Python holds a number of 60 bits in 32 bytes; in a set, a key costs 59 to 85 bytes. Among ten million texts two
-different ones share a key with probability 4e-5."""
+"""Python holds a number of 60 bits in 32 bytes. Among ten million texts two different ones share a key with probability 4e-5."""
+GROW_SLOTS = 1 << 16
+"""Looked at together when the table of keys grows, so that it needs little memory besides."""
+
+Keys = npt.NDArray[np.uint64]
 
 
 MOST_FILES = 1 << 24
@@ -61,23 +66,49 @@ def _key(texts: Sequence[bytes]) -> int:
 
 
 class SeenKeys:
-    """Keys in the order in which they come; tells which came before."""
+    """Keys in the order in which they come; tells which came before. 16 to 32 bytes a key, and half as much again while it grows.
+
+    A hash table with linear probing, at most half full, that looks at all keys of a call at once.
+    """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._slots = np.zeros(1 << 13, dtype=np.uint64)
+        """A key's first place is its lowest bits; 0 stands for none, so a key is stored plus 1."""
+        self._count = 0
 
     def repeated(self, keys: Sequence[int]) -> list[int]:
         """Positions of the keys that were seen before, here or in an earlier call."""
-        fresh = set(keys)
-        if len(fresh) == len(keys) and self._seen.isdisjoint(fresh):
-            self._seen |= fresh
-            return []
-        positions = []
-        for position, key in enumerate(keys):
-            if key in self._seen:
-                positions.append(position)
-            self._seen.add(key)
-        return positions
+        unique, first = np.unique(np.array(keys, dtype=np.uint64), return_index=True)
+        while 2 * (self._count + len(unique)) > len(self._slots):
+            self._grow()
+        new = first[self._add(unique + np.uint64(1))]
+        self._count += len(new)
+        is_repeated = np.ones(len(keys), dtype=bool)
+        is_repeated[new] = False
+        return np.flatnonzero(is_repeated).tolist()
+
+    def _add(self, stored: Keys) -> npt.NDArray[np.bool_]:
+        """Which of these, none of them twice, were not there; they are now."""
+        last = np.uint64(len(self._slots) - 1)
+        new = np.zeros(len(stored), dtype=bool)
+        left = np.arange(len(stored))
+        places = (stored - np.uint64(1)) & last
+        while len(left):
+            wanted = stored[left]
+            free = self._slots[places] == 0
+            # Of several that want one place the last stays there; the others go on to the next place, like those that found it taken.
+            self._slots[places[free]] = wanted[free]
+            placed = self._slots[places] == wanted
+            new[left[placed & free]] = True
+            left, places = left[~placed], (places[~placed] + np.uint64(1)) & last
+        return new
+
+    def _grow(self) -> None:
+        old = self._slots
+        self._slots = np.zeros(2 * len(old), dtype=np.uint64)
+        for start in range(0, len(old), GROW_SLOTS):
+            some = old[start : start + GROW_SLOTS]
+            self._add(some[some > 0])
 
 
 class Leakage:

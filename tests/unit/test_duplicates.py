@@ -76,6 +76,29 @@ def test_every_key_but_the_first_is_repeated_however_they_come(batches: Sequence
     assert found == [1, 2]
 
 
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.lists(st.lists(st.integers(0, 9).map(lambda number: number << 40) | st.integers(0, 2**KEY_BITS - 1), max_size=60), max_size=8))
+def test_the_table_of_keys_knows_what_a_set_knows(batches: list[list[int]]) -> None:
+    """Keys that differ in high bits alone all want one place."""
+    table, seen = SeenKeys(), set[int]()
+    for batch in batches:
+        expected = []
+        for position, key in enumerate(batch):
+            if key in seen:
+                expected.append(position)
+            seen.add(key)
+        assert table.repeated(batch) == expected
+
+
+def test_the_table_of_keys_forgets_none_when_it_grows() -> None:
+    table = SeenKeys()
+    keys = [(number * 0x9E3779B97F4A7C15) % 2**KEY_BITS for number in range(50_000)]
+    assert [table.repeated(keys[start : start + 1000]) for start in range(0, 50_000, 1000)] == [[]] * 50
+    assert table.repeated(keys[::-1]) == list(range(50_000))
+    assert table.repeated(range(20_000)) == [0]
+    assert table.repeated([]) == []
+
+
 def test_leaked_prompts_are_listed_with_both_places() -> None:
     leakage = Leakage()
     leakage.add_test([7, 8, 7], [1, 2, 3], Path("test"))
