@@ -18,7 +18,7 @@ from qlora.duplicates import keys_of, normalised
 from qlora.errors import InputError
 from qlora.formats import FORMATS, recognised
 from qlora.formats.turns import UnsupportedTurnError
-from qlora.parallel import interleaved
+from qlora.parallel import Engine
 from qlora.params.data import DataParams
 from qlora.splits import split_of
 
@@ -107,15 +107,15 @@ class SplitCount:
         }
 
 
-def clean(path: Path, data: DataParams, *, is_test: bool, processes: int) -> Iterator[Cleaned]:
-    """The rows of a raw file or folder by split, a batch at a time, in order, whatever the number of processes.
+def clean(path: Path, data: DataParams, *, is_test: bool, engine: Engine) -> Iterator[Cleaned]:
+    """The rows of a raw file or folder by split, a batch at a time, in order, whatever the engine.
 
     Raises:
         InputError: a file can't be read, a row is not of data.format, or data.on_invalid refuses it.
     """
     # A json array has to be read whole, by each process.
-    alone = any(file.suffix == ".json" for file in raw_rows.files_of(path))
-    return interleaved(partial(_clean_share, path, data, is_test), 1 if alone else processes, isolated=not alone)
+    divisible = all(file.suffix != ".json" for file in raw_rows.files_of(path))
+    return engine(partial(_clean_share, path, data, is_test), divisible=divisible)
 
 
 def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Cleaned]:

@@ -9,12 +9,29 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from qlora.errors import MachineError
 
 Item = TypeVar("Item")
 END = "end"
+
+
+class Engine(Protocol):
+    """Where the work is done."""
+
+    def __call__(self, make: Callable[[int, int], Iterator[Item]], *, divisible: bool) -> Iterator[Item]:
+        """The items of `make(0, 1)` in their order, made by as many processes as the engine has, or by one if the work can't be divided."""
+
+
+def local_engine(num_workers: int | None) -> Engine:
+    """Processes of this machine. What can be divided is never done in this process: a library that crashes on what it reads ends another."""
+    processes = available_processes(num_workers)
+
+    def run(make: Callable[[int, int], Iterator[Item]], *, divisible: bool) -> Iterator[Item]:
+        return interleaved(make, processes if divisible else 1, isolated=divisible)
+
+    return run
 
 
 def available_processes(asked: int | None) -> int:
@@ -50,10 +67,7 @@ def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int, *, i
             workers.append(fork.Process(target=_work, args=(make, share, processes, writer, list(readers)), daemon=True))
             workers[-1].start()
             writer.close()
-        turn = 0
-        while (item := _next_of(turn % processes, readers, workers)) is not END:
-            yield item
-            turn += 1
+        yield from in_turn(lambda share: _receive(share, readers, workers), processes)
     finally:
         for worker in workers:
             # Not by a signal that it could handle: it inherited this process's handler, and may not have put it back yet.
@@ -63,9 +77,9 @@ def interleaved(make: Callable[[int, int], Iterator[Item]], processes: int, *, i
             reader.close()
 
 
-def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[Any]) -> Any:
+def _receive(share: int, readers: "list[Connection[Any, Any]]", workers: list[Any]) -> Any:
     try:
-        kind, value = readers[share].recv()
+        return readers[share].recv()
     except EOFError:
         workers[share].join()
         raise MachineError(
@@ -73,9 +87,6 @@ def _next_of(share: int, readers: "list[Connection[Any, Any]]", workers: list[An
             f"process {share + 1} of {len(workers)} ended with exit code {workers[share].exitcode} in the middle of its work: no memory was left, "
             "or a damaged file crashed the library that reads it. Lower runtime.num_workers, or fetch the file again.",
         ) from None
-    if kind == "error":
-        raise value
-    return END if kind == END else value
 
 
 def _work(make: Callable[[int, int], Iterator[Item]], share: int, shares: int, writer: Any, readers: "list[Connection[Any, Any]]") -> None:
@@ -87,13 +98,31 @@ def _work(make: Callable[[int, int], Iterator[Item]], share: int, shares: int, w
     for reader in readers:
         reader.close()
     with suppress(BrokenPipeError):
-        try:
-            for item in make(share, shares):
-                # Protocol 5 copies the bytes of an item once, the one that `send` takes three times.
-                writer.send_bytes(pickle.dumps(("item", item), protocol=5))
-            writer.send((END, None))
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            error.add_note(f"in process {share + 1} of {shares}:\n{traceback.format_exc()}")
-            writer.send(("error", error))
+        for result in results_of(make, share, shares):
+            # Protocol 5 copies the bytes of an item once, the one that `send` takes three times.
+            writer.send_bytes(pickle.dumps(result, protocol=5))
+
+
+def results_of(make: Callable[[int, int], Iterator[Item]], share: int, shares: int) -> Iterator[tuple[str, Any]]:
+    """What a process sends: every item of its share, then the end or the error that came in its place."""
+    try:
+        for item in make(share, shares):
+            yield "item", item
+    except Exception as error:
+        error.add_note(f"in process {share + 1} of {shares}:\n{traceback.format_exc()}")
+        yield "error", error
+    else:
+        yield END, None
+
+
+def in_turn(receive: Callable[[int], tuple[str, Any]], shares: int) -> Iterator[Any]:
+    """The items of all shares in their order; `receive(share)` waits for the next result of a share."""
+    turn = 0
+    while True:
+        kind, value = receive(turn % shares)
+        if kind == "error":
+            raise value
+        if kind == END:
+            return
+        yield value
+        turn += 1

@@ -7,6 +7,7 @@ params  data
 
 import argparse
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from qlora import command, environment, params
 from qlora.cleaning import Cleaned, SplitCount, clean
 from qlora.errors import InputError
 from qlora.gates import Gates
-from qlora.parallel import available_processes
+from qlora.parallel import Engine, local_engine
 from qlora.params.data import DataParams
 from qlora.params.runtime import RuntimeParams
+from qlora.ray_engine import ray_engine
 from qlora.records import atomic_writers, json_document
 from qlora.splits import SPLITS
 
@@ -27,14 +29,16 @@ def prepare(data: DataParams, runtime: RuntimeParams, *, prepared: Path, report:
     Raises:
         InputError: a file can't be read, a row is refused by data.on_invalid or on_duplicate, test rows leak into train, or a
             split is left without conversations.
+        MachineError: a process ended in the middle of its work, or Ray is asked for and is not there.
     """
     counts = {split: SplitCount() for split in SPLITS}
     gates = Gates(data)
-    with atomic_writers([*(prepared / f"{split}.jsonl" for split in SPLITS), report]) as (*files, report_file):
+    written = [*(prepared / f"{split}.jsonl" for split in SPLITS), report]
+    with _engine(runtime) as engine, atomic_writers(written) as (*files, report_file):
         outputs = dict(zip(SPLITS, files, strict=True))
         for is_test in (False,) if data.carves_test else (True, False):
             path = Path(data.test_file if is_test else data.train_file)
-            batches = clean(path, data, is_test=is_test, processes=available_processes(runtime.num_workers))
+            batches = clean(path, data, is_test=is_test, engine=engine)
             for cleaned in _with_bar(batches, path.name, progress=runtime.progress):
                 gates.apply(cleaned)
                 for split, part in cleaned.parts.items():
@@ -44,6 +48,10 @@ def prepare(data: DataParams, runtime: RuntimeParams, *, prepared: Path, report:
         gates.require_no_leakage()
         gates.require_no_near_duplicates(outputs)
         report_file.write(json_document({**{split: count.record() for split, count in counts.items()}, **gates.record()}))
+
+
+def _engine(runtime: RuntimeParams) -> AbstractContextManager[Engine]:
+    return ray_engine(runtime.num_workers) if runtime.engine == "ray" else nullcontext(local_engine(runtime.num_workers))
 
 
 def _with_bar(batches: Iterator[Cleaned], name: str, *, progress: bool) -> Iterator[Cleaned]:

@@ -10,6 +10,8 @@ from qlora.params.section import Section
 class RuntimeParams(Section):
     num_workers: int | None = Field(gt=0)
     """Processes among which prepare shares the rows; null: one per core. Each holds a few thousand rows at a time."""
+    engine: Literal["local", "ray"]
+    """Where they run: on this machine, or as tasks of Ray (requirements-ray.txt), on the cluster of RAY_ADDRESS where that is set."""
     save_steps: int | None = Field(gt=0)
     """Updates between two checkpoints under .dvc/tmp/checkpoints."""
     save_minutes: float | None = Field(gt=0)
