@@ -1,16 +1,18 @@
-"""Is `prepare` fast, and does its memory stay flat? Side by side with a plain program on `datasets`.
+"""Is `prepare` fast, and do its cost per row and its memory stay flat? Side by side with a plain program on `datasets`.
 
-    python -m benchmarks.prepare [--rounds 5]
+    python -m benchmarks.prepare [--sizes 52000 520000 5200000] [--rounds 3]
 
-Both programs read the same generated parquet of chat rows, add a system message, drop what can't be trained on, carve a
-validation split and write JSON lines of id, category and messages; they run as whole processes, in turn, in one go: `prepare` with every gate but
-the near duplicates (data.near_threshold: null), with all, and on ten times the rows. Writes results/prepare.json.
+Both programs read the same generated parquet of chat rows, add a system message, drop what can't be trained on, carve a validation split and write
+JSON lines of id, category and messages; they run as whole processes, in turn: `prepare` with every gate but the near duplicates
+(data.near_threshold: null) on every size; on the first size also the plain program and one process; with near duplicates on all sizes up to 520,000.
+5.2 million rows need 6 GB where TMPDIR lies while this runs. Writes results/prepare.json.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
 
-ROWS = 52_000
+SIZES = [52_000, 520_000, 5_200_000]
+NEAR_ROWS = 520_000
+BEYOND_ASCII = ["\u201cquoted\u201d", "caf\u00e9", "\u6771\u4eac", "\U0001f600", "na\u00efve \u2013 na\u00efve"]
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
 ROOT = Path(__file__).parents[1]
 
@@ -63,67 +69,72 @@ def valid(row):
     roles = [message["role"] for message in turns]
     return len(roles) > 1 and roles == ["user", "assistant"] * (len(roles) // 2)
 
-data = data.map(clean, remove_columns=["prompt", "prompt_id", "messages", "category"]).filter(valid)
+data = data.map(clean, remove_columns=["messages", "category"]).filter(valid)
 train = data["train"].train_test_split(test_size=0.04, seed=0)
 for name, split in (("train", train["train"]), ("validation", train["test"]), ("test", data["test"])):
     split.to_json(f"{sys.argv[3]}/{name}.jsonl", force_ascii=False)
 """
 
 
-def write_rows(path: Path, rows: int, seed: int) -> None:
-    """Chat rows of the size and shape of no_robots' 500 test rows, in row groups of 10,000, from a seed.
+def write_rows(path: Path, rows: int, seed: int, different: int = 20_000) -> None:
+    """Chat rows of 2.56 messages and about 500 characters, in row groups of 10,000, from a seed.
 
-    There a message has 84 words of 4.7 letters and 3.6 line breaks, and 14 % of the messages hold a character beyond ASCII.
+    Like no_robots' in all but length: 14 % of the messages hold a character beyond ASCII. Texts are drawn from so many different ones, each opened
+    by the number of its message, so that none is repeated; five million rows take half a minute.
     """
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(2000)]
-    beyond_ascii = ["\u201cquoted\u201d", "caf\u00e9", "\u6771\u4eac", "\U0001f600", "na\u00efve \u2013 na\u00efve"]
+    texts = [text(rng, words) for _ in range(different)]
     message = pa.struct([("content", pa.string()), ("role", pa.string())])
-    schema = pa.schema([("prompt", pa.string()), ("prompt_id", pa.string()), ("messages", pa.list_(message)), ("category", pa.string())])
+    schema = pa.schema([("messages", pa.list_(message)), ("category", pa.string())])
+    written = 0
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 10_000):
-            made = []
-            for number in range(start, min(start + 10_000, rows)):
-                turns = rng.choices((1, 2, 3), (80, 12, 8))[0]
-                messages = [
-                    {"content": f"{number} {text(rng, words, beyond_ascii)}", "role": role} for _ in range(turns) for role in ("user", "assistant")
-                ]
-                prompt = messages[0]["content"]
-                made.append({"prompt": prompt, "prompt_id": f"{number:064x}", "messages": messages, "category": rng.choice(("Chat", "Open QA"))})
-            writer.write_table(pa.Table.from_pylist(made, schema=schema))
+            count = min(10_000, rows - start)
+            offsets = [0, *accumulate(2 * turns for turns in rng.choices((1, 2, 3), (80, 12, 8), k=count))]
+            contents = [f"{number} {chosen}" for number, chosen in enumerate(rng.choices(texts, k=offsets[-1]), start=written)]
+            written += len(contents)
+            roles = ["user", "assistant"] * (len(contents) // 2)
+            made = pa.StructArray.from_arrays([pa.array(contents), pa.array(roles)], fields=list(message))
+            categories = pa.array(rng.choices(("Chat", "Open QA"), k=count))
+            writer.write_table(pa.table([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), made), categories], schema=schema))
 
 
-def text(rng: random.Random, words: Sequence[str], beyond_ascii: Sequence[str]) -> str:
-    chosen = rng.choices(words, k=rng.randint(10, 158))
+def text(rng: random.Random, words: Sequence[str]) -> str:
+    chosen = rng.choices(words, k=rng.randint(5, 61))
     if rng.random() < 0.14:
-        chosen[rng.randrange(len(chosen))] = rng.choice(beyond_ascii)
+        chosen[rng.randrange(len(chosen))] = rng.choice(BEYOND_ASCII)
     return "\n".join(" ".join(chosen[start : start + 24]) for start in range(0, len(chosen), 24))
 
 
-# The peak that wait4 reports begins at this program's own memory: the measured one has to look itself.
-PEAK = """
-import re, resource
-from pathlib import Path
-largest_worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-print(max(own, largest_worker))
-"""
-
-
 def measure(program: str, train: Path, test: Path, *arguments: str) -> tuple[float, float, Any]:
-    """Seconds, peak MB of its largest process, and the test conversations, of one run in a process and folder of its own."""
+    """Seconds, peak MB of all its processes together, and the test conversations, of one run in processes and a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program + PEAK, str(train), str(test), folder, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
-            stdout=subprocess.PIPE,
-            check=True,
-        )
+        environment = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        most = 0.0
+        with subprocess.Popen([sys.executable, "-c", program, str(train), str(test), folder, *arguments], cwd=ROOT, env=environment) as running:
+            while running.poll() is None:
+                most = max(most, sum(map(peak_mb, (running.pid, *children(running.pid)))))
+                time.sleep(0.05)
         seconds = time.perf_counter() - began
+        assert running.returncode == 0
         lines = map(json.loads, (Path(folder) / "test.jsonl").read_text(encoding="utf-8").splitlines())
-        return seconds, int(done.stdout.split()[-1]) / 1000, {line["id"]: line for line in lines}
+        return seconds, most, {line["id"]: line for line in lines}
+
+
+def children(process: int) -> list[int]:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()]
+    return []
+
+
+def peak_mb(process: int) -> float:
+    """Of those alive at one moment the sum is the most that they can ever have held together; memory that they share counts for each."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
+        return int(found[1]) * 1024 / 1e6 if found else 0.0
+    return 0.0
 
 
 def times_faster(ours: list[float], plain: list[float]) -> dict[str, float]:
@@ -134,43 +145,52 @@ def times_faster(ours: list[float], plain: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="rows, ascending")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    sizes: list[int] = arguments.sizes
     seconds: dict[str, list[float]] = defaultdict(list)
     peaks: dict[str, list[float]] = defaultdict(list)
+    loads = []
     with tempfile.TemporaryDirectory() as folder:
-        train, large, test = (Path(folder) / f"{name}.parquet" for name in ("train", "large", "test"))
-        for path, rows, seed in ((train, ROWS, 0), (large, 10 * ROWS, 0), (test, 500, 1)):
-            write_rows(path, rows, seed)
-        runs = {
-            "prepare": (OURS, train, test, "exact"),
-            "datasets": (PLAIN, train, test),
-            "prepare, one process": (OURS, train, test, "exact", "1"),
-            "prepare, near duplicates": (OURS, train, test, "near"),
-            "prepare, ten times the rows": (OURS, large, test, "exact"),
-            "prepare, near duplicates, ten times the rows": (OURS, large, test, "near"),
+        test = Path(folder) / "test.parquet"
+        write_rows(test, 500, 1)
+        files = {rows: Path(folder) / f"{rows}.parquet" for rows in sizes}
+        for rows, path in files.items():
+            write_rows(path, rows, 0)
+        # Rows that share a message would all be looked at by the gate of near duplicates.
+        near = {rows: Path(folder) / f"{rows}-near.parquet" for rows in sizes if rows <= NEAR_ROWS}
+        for rows, path in near.items():
+            write_rows(path, rows, 0, different=3 * rows)
+        least = files[sizes[0]]
+        runs: dict[str, tuple[Any, ...]] = {
+            "datasets": (PLAIN, least, test),
+            "prepare, one process": (OURS, least, test, "exact", "1"),
+            **{f"prepare, {rows:,} rows": (OURS, path, test, "exact") for rows, path in files.items()},
+            **{f"prepare, near duplicates, {rows:,} rows": (OURS, path, test, "near") for rows, path in near.items()},
         }
-        for _ in range(rounds):
+        for _ in range(arguments.rounds):
             made = []
             for name, run in runs.items():
+                loads.append(round(os.getloadavg()[0], 2))
                 took, peak, conversations = measure(*run)
+                print(f"{name}: {took:.2f} s, {peak:.0f} MB", flush=True)
                 seconds[name].append(took)
                 peaks[name].append(peak)
                 made.append(conversations)
             assert all(conversations == made[0] for conversations in made), "the programs did not do the same work"
-    peak_mb = {name: round(statistics.median(values), 1) for name, values in peaks.items()}
+    cost = {f"{rows:,}": round(statistics.median(seconds[f"prepare, {rows:,} rows"]) / rows * 1e6, 2) for rows in sizes}
     record = {
         "machine": describe_machine(),
-        "rows": ROWS,
+        "load_before_each_run": loads,
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
-        "peak_mb": peak_mb,
+        "peak_mb_of_all_processes": {name: round(statistics.median(values), 1) for name, values in peaks.items()},
+        "microseconds_per_row": cost,
         "times_faster": {
-            name: times_faster(seconds[name], seconds["datasets"]) for name in ("prepare", "prepare, one process", "prepare, near duplicates")
+            name: times_faster(seconds[name], seconds["datasets"])
+            for name in (f"prepare, {sizes[0]:,} rows", "prepare, one process", f"prepare, near duplicates, {sizes[0]:,} rows")
+            if name in seconds
         },
-        "memory_growth_for_ten_times_the_rows": round(peak_mb["prepare, ten times the rows"] / peak_mb["prepare"] - 1, 4),
-        "bytes_per_row_of_near_duplicates": round(
-            (peak_mb["prepare, near duplicates, ten times the rows"] - peak_mb["prepare, ten times the rows"]) * 1e6 / (10 * ROWS)
-        ),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
