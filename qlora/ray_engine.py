@@ -62,7 +62,7 @@ def ray_engine(num_workers: int | None) -> Iterator[Engine]:
 def _begin(ray: Any, address: str | None, num_workers: int | None) -> None:
     here = {} if address else {"num_cpus": available_processes(num_workers), "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **here)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise MachineError("ray-unreachable", f"Ray at {address or 'this machine'} can't be used: {error}") from None
 
