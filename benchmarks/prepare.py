@@ -3,9 +3,9 @@
     python -m benchmarks.prepare [--sizes 52000 520000 5200000] [--rounds 3]
 
 Both programs read the same generated parquet of chat rows, add a system message, drop what can't be trained on, carve a validation split and write
-JSON lines of id, category and messages; they run as whole processes, in turn: `prepare` with every gate but the near duplicates
-(data.near_threshold: null) on every size; on the first size also the plain program and one process; with near duplicates on all sizes up to 520,000.
-5.2 million rows need 6 GB where TMPDIR lies while this runs. Writes results/prepare.json.
+JSON lines of id, category and messages; they run as whole processes, in turn. Beside the plain one, on 52,000 rows as long as no_robots' (1,230
+characters): `prepare` with every gate but the near duplicates (data.near_threshold: null), by one process, and with all gates. Then on rows of 500
+characters: every size, with near duplicates up to 520,000. 5.2 million rows need 6 GB where TMPDIR lies while this runs. Writes results/prepare.json.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
 
+ROWS = 52_000
 SIZES = [52_000, 520_000, 5_200_000]
 NEAR_ROWS = 520_000
 BEYOND_ASCII = ["\u201cquoted\u201d", "caf\u00e9", "\u6771\u4eac", "\U0001f600", "na\u00efve \u2013 na\u00efve"]
@@ -69,24 +70,26 @@ def valid(row):
     roles = [message["role"] for message in turns]
     return len(roles) > 1 and roles == ["user", "assistant"] * (len(roles) // 2)
 
-data = data.map(clean, remove_columns=["messages", "category"]).filter(valid)
+data = data.map(clean, remove_columns=["prompt", "prompt_id", "messages", "category"]).filter(valid)
 train = data["train"].train_test_split(test_size=0.04, seed=0)
 for name, split in (("train", train["train"]), ("validation", train["test"]), ("test", data["test"])):
     split.to_json(f"{sys.argv[3]}/{name}.jsonl", force_ascii=False)
 """
 
 
-def write_rows(path: Path, rows: int, seed: int, different: int = 20_000) -> None:
-    """Chat rows of 2.56 messages and about 500 characters, in row groups of 10,000, from a seed.
+def write_rows(path: Path, rows: int, seed: int, *, different: int = 20_000, most_words: int = 61, prompts: bool = False) -> None:
+    """Chat rows of 2.56 messages, in row groups of 10,000, from a seed: about 500 characters each, with at most 158 words a message 1,230.
 
-    Like no_robots' in all but length: 14 % of the messages hold a character beyond ASCII. Texts are drawn from so many different ones, each opened
-    by the number of its message, so that none is repeated; five million rows take half a minute.
+    That is no_robots' length; like there 14 % of the messages hold a character beyond ASCII, and each row has its prompt once more when asked for.
+    Texts are drawn from so many different ones, each opened by the number of its message, so that none is repeated: five million rows take half
+    a minute.
     """
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(2000)]
-    texts = [text(rng, words) for _ in range(different)]
+    texts = [text(rng, words, most_words) for _ in range(different)]
     message = pa.struct([("content", pa.string()), ("role", pa.string())])
-    schema = pa.schema([("messages", pa.list_(message)), ("category", pa.string())])
+    extra = [("prompt", pa.string()), ("prompt_id", pa.string())] if prompts else []
+    schema = pa.schema([*extra, ("messages", pa.list_(message)), ("category", pa.string())])
     written = 0
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 10_000):
@@ -97,11 +100,13 @@ def write_rows(path: Path, rows: int, seed: int, different: int = 20_000) -> Non
             roles = ["user", "assistant"] * (len(contents) // 2)
             made = pa.StructArray.from_arrays([pa.array(contents), pa.array(roles)], fields=list(message))
             categories = pa.array(rng.choices(("Chat", "Open QA"), k=count))
-            writer.write_table(pa.table([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), made), categories], schema=schema))
+            columns = [pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), made), categories]
+            asked = [[contents[first] for first in offsets[:-1]], [f"{number:064x}" for number in range(start, start + count)]] if prompts else []
+            writer.write_table(pa.table([*map(pa.array, asked), *columns], schema=schema))
 
 
-def text(rng: random.Random, words: Sequence[str]) -> str:
-    chosen = rng.choices(words, k=rng.randint(5, 61))
+def text(rng: random.Random, words: Sequence[str], most: int) -> str:
+    chosen = rng.choices(words, k=rng.randint(most // 12, most))
     if rng.random() < 0.14:
         chosen[rng.randrange(len(chosen))] = rng.choice(BEYOND_ASCII)
     return "\n".join(" ".join(chosen[start : start + 24]) for start in range(0, len(chosen), 24))
@@ -153,7 +158,9 @@ def main() -> None:
     peaks: dict[str, list[float]] = defaultdict(list)
     loads = []
     with tempfile.TemporaryDirectory() as folder:
-        test = Path(folder) / "test.parquet"
+        long, long_test, test = (Path(folder) / f"{name}.parquet" for name in ("long", "long-test", "test"))
+        for path, rows, seed in ((long, ROWS, 0), (long_test, 500, 1)):
+            write_rows(path, rows, seed, different=3 * rows, most_words=158, prompts=True)
         write_rows(test, 500, 1)
         files = {rows: Path(folder) / f"{rows}.parquet" for rows in sizes}
         for rows, path in files.items():
@@ -162,34 +169,33 @@ def main() -> None:
         near = {rows: Path(folder) / f"{rows}-near.parquet" for rows in sizes if rows <= NEAR_ROWS}
         for rows, path in near.items():
             write_rows(path, rows, 0, different=3 * rows)
-        least = files[sizes[0]]
         runs: dict[str, tuple[Any, ...]] = {
-            "datasets": (PLAIN, least, test),
-            "prepare, one process": (OURS, least, test, "exact", "1"),
-            **{f"prepare, {rows:,} rows": (OURS, path, test, "exact") for rows, path in files.items()},
-            **{f"prepare, near duplicates, {rows:,} rows": (OURS, path, test, "near") for rows, path in near.items()},
+            "prepare": (OURS, long, long_test, "exact"),
+            "datasets": (PLAIN, long, long_test),
+            "prepare, one process": (OURS, long, long_test, "exact", "1"),
+            "prepare, near duplicates": (OURS, long, long_test, "near"),
+            **{f"prepare, {rows:,} short rows": (OURS, path, test, "exact") for rows, path in files.items()},
+            **{f"prepare, near duplicates, {rows:,} short rows": (OURS, path, test, "near") for rows, path in near.items()},
         }
         for _ in range(arguments.rounds):
-            made = []
+            made: dict[Path, Any] = {}
             for name, run in runs.items():
                 loads.append(round(os.getloadavg()[0], 2))
                 took, peak, conversations = measure(*run)
                 print(f"{name}: {took:.2f} s, {peak:.0f} MB", flush=True)
                 seconds[name].append(took)
                 peaks[name].append(peak)
-                made.append(conversations)
-            assert all(conversations == made[0] for conversations in made), "the programs did not do the same work"
-    cost = {f"{rows:,}": round(statistics.median(seconds[f"prepare, {rows:,} rows"]) / rows * 1e6, 2) for rows in sizes}
+                assert made.setdefault(run[2], conversations) == conversations, "the programs did not do the same work"
+    cost = {f"{rows:,}": round(statistics.median(seconds[f"prepare, {rows:,} short rows"]) / rows * 1e6, 2) for rows in sizes}
     record = {
         "machine": describe_machine(),
+        "rows": ROWS,
         "load_before_each_run": loads,
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
         "peak_mb_of_all_processes": {name: round(statistics.median(values), 1) for name, values in peaks.items()},
         "microseconds_per_row": cost,
         "times_faster": {
-            name: times_faster(seconds[name], seconds["datasets"])
-            for name in (f"prepare, {sizes[0]:,} rows", "prepare, one process", f"prepare, near duplicates, {sizes[0]:,} rows")
-            if name in seconds
+            name: times_faster(seconds[name], seconds["datasets"]) for name in ("prepare", "prepare, one process", "prepare, near duplicates")
         },
     }
     RESULTS.parent.mkdir(exist_ok=True)

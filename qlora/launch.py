@@ -13,14 +13,15 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from qlora import base_model, hardware
-from qlora.errors import MachineError, StoppedError, UserFacingError
+from qlora import base_model, hardware, params
+from qlora.errors import InputError, MachineError, StoppedError, UserFacingError
 from qlora.interruption import LAUNCHER, SIGNALS, handle
 from qlora.machines import Meeting, Work, next_work, say_ended
 from qlora.params import Params
@@ -76,12 +77,18 @@ def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1)
     meeting = Meeting(work)
     if not meeting.wait_for_all(lambda: bool(ranks.forwarded)):
         raise StoppedError("stopped", f"{signal.Signals(ranks.forwarded[0]).name} before the other machines came: run again")
+    lost: MachineError | None = None
+    ended = 0
     try:
-        ended = _run(work, 0, ranks, {})
+        ended = _run(work, 0, ranks, {}, lambda: meeting.failure() is not None)
+    except MachineError as error:
+        lost = error
     finally:
-        elsewhere = meeting.failed_elsewhere()
-    if elsewhere and not ended:
+        meeting.wait_until_ended()
+    if (elsewhere := meeting.failure()) and (lost or not ended):
         raise MachineError("rank-died", f"the share of another machine ended with {elsewhere}: `python -m tools.join` says there why. Run again.")
+    if lost:
+        raise lost
     sys.exit(ended)
 
 
@@ -98,20 +105,41 @@ def join(seconds: float) -> NoReturn:
     while found := next_work(last, seconds, lambda: bool(ranks.forwarded)):
         store, work, number = found
         last = work.run
-        os.chdir(work.folder)
-        print(f"machine {number + 1} of {work.machines}: {work.module}", flush=True)
+        ended = 1
         try:
-            ended = _run(work, number, ranks, {"DVC_ROOT": work.root} if work.root else {})
-        except UserFacingError as error:
-            print(f"\nerror: {visible(str(error))}", file=sys.stderr, flush=True)
-            ended = error.exit_code
-        say_ended(store, number, ended)
-        ranks.processes.clear()
+            ended = _share(work, number, ranks) if work.module else 0
+        finally:
+            say_ended(store, number, ended)
+        if not work.module:
+            sys.exit(0)
+        ranks.forget()
     raise StoppedError("stopped", f"{signal.Signals(ranks.forwarded[0]).name}: this machine takes part no more")
 
 
-def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str]) -> int:
-    """The processes of this machine, begun and waited for; the exit code of the one that failed first."""
+def end_all(machines: int) -> None:
+    """Tell the machines that wait in `join` that nothing more comes; those that are not there are not waited for long."""
+    if machines > 1:
+        with suppress(MachineError):
+            Meeting(Work(uuid.uuid4().hex, "", [], "", None, machines, machines)).wait_for_all(lambda: False)
+
+
+def _share(work: Work, number: int, ranks: "_Ranks") -> int:
+    """This machine's part of a stage, and how it ended; why it could not be done is said here."""
+    print(f"machine {number + 1} of {work.machines}: {work.module}", flush=True)
+    try:
+        os.chdir(work.folder)
+        hardware.require_devices(params.load(Path("params.yaml")).hardware)
+        return _run(work, number, ranks, {"DVC_ROOT": work.root} if work.root else {})
+    except FileNotFoundError as error:
+        message, ended = f"[input-missing] {error.filename} is not here: all machines see the same folder (docs/cluster.md)", InputError.exit_code
+    except UserFacingError as error:
+        message, ended = str(error), error.exit_code
+    print(f"\nerror: {visible(message)}", file=sys.stderr, flush=True)
+    return ended
+
+
+def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str], failed_elsewhere: Callable[[], bool] = lambda: False) -> int:
+    """The processes of this machine, begun and waited for; the exit code of the one that failed first, 0 if none did of itself."""
     here = work.processes // work.machines
     shared = {
         **os.environ,
@@ -136,7 +164,7 @@ def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str]
                         start_new_session=True,
                     )
                 ranks.add(process)
-            failed = ranks.wait()
+            failed = ranks.wait(failed_elsewhere)
         finally:
             ranks.kill()
         if failed is None:
@@ -187,11 +215,17 @@ class _Ranks:
                 process.kill()
                 process.wait()
 
-    def wait(self) -> int | None:
-        """The rank whose failure is the reason of the others', once all have ended; None when none failed."""
+    def forget(self) -> None:
+        """All of them: others will be begun."""
+        self.processes.clear()
+        self._killed.clear()
+
+    def wait(self, failed_elsewhere: Callable[[], bool] = lambda: False) -> int | None:
+        """The rank whose failure is the reason of the others', once all have ended; None when none of these failed of itself."""
         deadline = float("inf")
-        while any(process.poll() is None for process in self.processes):
-            if any(process.returncode for process in self.processes):
+        # Each is asked, not only up to the first that runs: one that has failed may be waited for by all others.
+        while None in [process.poll() for process in self.processes]:
+            if any(process.returncode for process in self.processes) or failed_elsewhere():
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
             if time.monotonic() > deadline:
                 self.kill()

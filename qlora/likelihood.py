@@ -21,13 +21,14 @@ def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) ->
     ids_BT = torch.tensor([encoded.ids], device=device)
     places = [place for start, end in encoded.spans for place in range(start, end)]
     # The token at a place is predicted by the place before it.
-    before_S = torch.tensor([place - 1 for place in places], device=device)
-    logits_BSV: Tensor = model(input_ids=ids_BT, use_cache=False, logits_to_keep=before_S).logits
+    before = [place - 1 for place in places]
+    # As numbers, not as a tensor: of a model spread over several GPUs the head is on another one than the tokens.
+    logits_BSV: Tensor = model(input_ids=ids_BT, use_cache=False, logits_to_keep=before).logits
     # Some places at a time: a second copy of all logits in float32 would be the most that an evaluation ever holds.
     losses_S = torch.cat(
         [
             F.cross_entropy(logits_SV.float(), targets_S, reduction="none").double()
-            for logits_SV, targets_S in zip(logits_BSV[0].split(PLACES), ids_BT[0, before_S + 1].split(PLACES), strict=True)
+            for logits_SV, targets_S in zip(logits_BSV[0].split(PLACES), ids_BT[0, places].split(PLACES), strict=True)
         ]
     )
     return [(float(part.sum()), float(part[-1])) for part in losses_S.split([end - start for start, end in encoded.spans])]

@@ -56,7 +56,20 @@ def address() -> tuple[str, int]:
 
 
 def answer_seconds() -> float:
-    return float(os.environ.get("QLORA_RENDEZVOUS_SECONDS", ANSWER_SECONDS))
+    """Raises InputError when the variable holds no number of seconds."""
+    asked = os.environ.get("QLORA_RENDEZVOUS_SECONDS", str(ANSWER_SECONDS))
+    try:
+        return positive_seconds(asked)
+    except ValueError:
+        raise InputError("rendezvous-address", f"QLORA_RENDEZVOUS_SECONDS = {asked!r} is no number of seconds above 0") from None
+
+
+def positive_seconds(text: str) -> float:
+    """Raises ValueError for what is no number above 0, or not finite."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 class Meeting:
@@ -65,6 +78,7 @@ class Meeting:
     def __init__(self, work: Work) -> None:
         """Raises MachineError when the port is taken."""
         self.work = work
+        self._answer_seconds = answer_seconds()
         host, port = address()
         try:
             self.store = TCPStore(host, port, is_master=True, wait_for_workers=False)
@@ -81,7 +95,7 @@ class Meeting:
         Raises:
             MachineError: they did not come in time.
         """
-        deadline = time.monotonic() + answer_seconds()
+        deadline = time.monotonic() + self._answer_seconds
         while (here := self.store.add("machines", 0)) < self.work.machines - 1:
             if interrupted():
                 return False
@@ -89,17 +103,20 @@ class Meeting:
                 host, port = address()
                 raise MachineError(
                     "rendezvous-timeout",
-                    f"hardware.num_machines = {self.work.machines}, but after {answer_seconds():.0f} s {here} other machine(s) had joined at "
+                    f"hardware.num_machines = {self.work.machines}, but after {self._answer_seconds:.0f} s {here} other machine(s) had joined at "
                     f"{host}:{port}: run `python -m tools.join` on each of them, and see that they reach this address",
                 )
             time.sleep(POLL_SECONDS)
         return True
 
-    def failed_elsewhere(self) -> int | None:
-        """The first exit code other than 0 of another machine, once all have ended; the store must be there until then."""
+    def wait_until_ended(self) -> None:
+        """For a while, until every other machine has said how it ended: the store must be there until then."""
         deadline = time.monotonic() + END_SECONDS
         while self.store.add("ended", 0) < self.store.add("machines", 0) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+    def failure(self) -> int | None:
+        """The first exit code other than 0 that another machine has told so far."""
         codes = [int(self.store.get(f"code/{number}")) for number in range(1, self.work.machines) if self.store.check([f"code/{number}"])]
         return next((code for code in codes if code), None)
 
@@ -107,10 +124,10 @@ class Meeting:
 def next_work(last: str | None, seconds: float, interrupted: Callable[[], bool]) -> tuple[Any, Work, int] | None:
     """Another machine's side: the store, what to run, and this machine's number, as soon as the first one has something else than the last.
 
-    None when `interrupted` said so before.
+    None when `interrupted` said so before. What has all its machines is passed over: this one waits for the next.
 
     Raises:
-        MachineError: nothing came in so many seconds, or more machines came than are wanted.
+        MachineError: nothing came in so many seconds.
     """
     host, port = address()
     deadline = time.monotonic() + seconds
@@ -122,11 +139,10 @@ def next_work(last: str | None, seconds: float, interrupted: Callable[[], bool])
             work = Work(*json.loads(store.get("work")))
             if work.run != last:
                 number = store.add("machines", 1)
-                if number >= work.machines:
-                    raise MachineError(
-                        "rendezvous-full", f"hardware.num_machines = {work.machines}, and this is one more: start `python -m tools.join` on one less"
-                    )
-                return store, work, number
+                if number < work.machines:
+                    return store, work, number
+                store.add("machines", -1)
+                last = work.run
         except (DistError, RuntimeError, OSError):
             pass  # Nobody there yet, or not any more.
         time.sleep(POLL_SECONDS)

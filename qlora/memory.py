@@ -58,9 +58,13 @@ class Estimate(NamedTuple):
 
     def described(self) -> str:
         """The total and its parts, in one unit."""
-        unit, name = (GIB, "GiB") if self.total >= GIB else (MIB, "MiB")
+        unit = GIB if self.total >= GIB else MIB
         parts = ", ".join(f"{part} {size / unit:.2f}" for part, size in self.parts.items() if size)
-        return f"{self.total / unit:.2f} {name} ({parts})"
+        return f"{in_units(self.total)} ({parts})"
+
+
+def in_units(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
 
 
 def estimate(params: Params, config: PretrainedConfig) -> Estimate:
@@ -82,9 +86,11 @@ def estimate(params: Params, config: PretrainedConfig) -> Estimate:
     in_layers = {name: size for name, size in sizes.items() if name.startswith(prefixes)}
     head = max((size for name, size in sizes.items() if name not in in_layers), default=0)
     shared = hardware.strategy == "fsdp2"
-    # Of a shared model: the layer in use and the next on its way, and the head.
+    # Of a shared model: the layer in use and the next on its way, and the head; bitsandbytes' scales are no weights, and whole everywhere.
+    scales = sum(_scale_bytes(frozen[name], base) for name in in_layers) if base.load_in_4bit else 0
     borrowed = 2 * sum(in_layers.values()) // layers + head if shared else 0
-    held = 0 if hardware.offload_params else sum(sizes.values()) // (hardware.num_processes if shared else 1)
+    resting = sum(sizes.values()) - scales - (sum(in_layers.values()) - scales if hardware.offload_params else 0)
+    held = scales + resting // (hardware.num_processes if shared else 1)
     largest = max((frozen[name].numel() for name in in_layers), default=0)
     widest = max((max(frozen[name].shape) for name in in_layers), default=0)
     logits = min(tokens, HEAD_TOKENS) * min(int(text.vocab_size), HEAD_WORDS)
@@ -132,8 +138,14 @@ def _bytes(weight: torch.Tensor, base: BaseModelParams, *, quantised: bool) -> i
     """Of a frozen weight; bitsandbytes quantises the matrices of the layers."""
     if not (base.load_in_4bit and quantised and weight.ndim == 2):
         return weight.numel() * weight.element_size()
+    return weight.numel() // 2 + _scale_bytes(weight, base)
+
+
+def _scale_bytes(weight: torch.Tensor, base: BaseModelParams) -> int:
+    if weight.ndim != 2:
+        return 0
     scales = weight.numel() / NF4_BLOCK
-    return int(weight.numel() / 2 + (scales + FLOAT * scales / SCALE_BLOCK if base.bnb_4bit_use_double_quant else FLOAT * scales))
+    return int(scales + FLOAT * scales / SCALE_BLOCK if base.bnb_4bit_use_double_quant else FLOAT * scales)
 
 
 def _kept_bytes(model: Any, params: Params) -> int:

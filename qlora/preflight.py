@@ -1,21 +1,25 @@
 """Can this machine do what the params ask for? Number formats, attention, memory, and one pass over the longest rows, before anything long begins."""
 
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PretrainedConfig, TrainerCallback
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from qlora.errors import MachineError
 from qlora.hardware import peak_memory_bytes
-from qlora.memory import GIB, Estimate, estimate
+from qlora.memory import GIB, Estimate, estimate, in_units
 from qlora.params import Params
+from qlora.params.hardware import HardwareParams
 from qlora.ranks import is_first
 
 FLASH = {"flash_attention_2": (is_flash_attn_2_available, "flash-attn"), "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3")}
+MARGIN = 1.1
+"""An estimate this much above what is there may be wrong; one further above is not."""
 CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("hardware.activation_checkpointing", True, "20 to 45 % more time"),
     ("hardware.per_device_train_batch_size", 1, "the same updates, by more accumulation"),
@@ -25,7 +29,7 @@ CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("train.optim", "adamw_bnb_8bit", "other last digits"),
     ("train.optim", "paged_adamw_8bit", "other last digits"),
     ("sequence.max_length", "half", "conversations that are longer are treated as sequence.on_too_long says"),
-    ("hardware.strategy", "fsdp2", "with several processes: layers are shared, each pass waits for them"),
+    ("hardware.strategy", "fsdp2", "each pass waits for layers of other cards; 4 bits kept as base_model.dtype"),
 )
 """Settings that save memory, and what each costs."""
 
@@ -53,23 +57,26 @@ def require_able(params: Params, config: PretrainedConfig) -> Estimate:
                 "or choose 'flex_attention' or 'sdpa'",
             )
     needed = estimate(params, config)
-    here = memory_bytes(params.hardware.device)
+    here = memory_bytes(params.hardware)
     if needed.total > here:
-        raise MachineError("memory-short", too_much(needed, here, params, config))
+        message = too_much(needed, here, params, config)
+        if needed.total > MARGIN * here:
+            raise MachineError("memory-short", message)
+        if is_first():
+            print(f"warning: it may not fit: {message}", file=sys.stderr, flush=True)
     return needed
 
 
-def memory_bytes(device: str) -> int:
-    """Of the GPU that this process uses, or what the machine has left for new processes."""
-    if device == "cuda":
-        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+def memory_bytes(hardware: HardwareParams) -> int:
+    """What is left of the GPU that this process uses, or this process's part of what the machine has left for new ones."""
+    if hardware.device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available) // hardware.processes_per_machine
 
 
 def too_much(needed: Estimate, here: int, params: Params, config: PretrainedConfig) -> str:
     listed = "\n".join(f"  {line}" for line in advice(needed, params, config)) or "  no setting that saves memory is left: a smaller base model"
-    return f"this training needs about {needed.described()}, there are {here / GIB:.1f}. What would change that, by estimate:\n{listed}"
+    return f"this training needs about {needed.described()}, there are {here / GIB:.2f} GiB. What would change that, by estimate:\n{listed}"
 
 
 def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[str]:
@@ -84,14 +91,14 @@ def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[s
         changed = params.model_copy(update={section: getattr(params, section).model_copy(update={key: new})})
         saved = needed.total - estimate(changed, config).total
         if saved >= needed.total / 20:
-            found.append((saved, f"{name}: {str(new).lower()}   -{saved / GIB:.1f} GiB ({cost})"))
+            found.append((saved, f"{name}: {str(new).lower()}   -{in_units(saved)} ({cost})"))
     return [line for _, line in sorted(found, reverse=True)]
 
 
 class LongestPass(TrainerCallback):
     """Before the first update: one forward and backward pass over the longest rows that any micro-batch can have.
 
-    It changes nothing: random state is put back, and gradients are thrown away.
+    It changes nothing: random state is put back, and gradients are thrown away. A compiled training takes less than this pass, and makes none.
 
     Args:
         batch: Makes the inputs.
@@ -102,6 +109,8 @@ class LongestPass(TrainerCallback):
         self._batch, self._loss = batch, loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+        if args.torch_compile:
+            return
         device = args.device
         inputs = self._batch()
         began = time.perf_counter()

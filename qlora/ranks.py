@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from qlora.errors import MachineError
 from qlora.interruption import LAUNCHER
 
+TURN = timedelta(hours=2)
+"""The longest that one process may take while the others wait for their turn."""
 LOST = 76
 """Exit code of a process that ended because another one had: the launcher tells of that one."""
 Item = TypeVar("Item")
@@ -71,11 +74,13 @@ def barrier() -> None:
 def one_after_another() -> Iterator[None]:
     """The processes of a machine in turn, where each needs memory that is not there for all at once."""
     turn, turns = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
-    for _ in range(turn):
-        barrier()
-    yield
-    for _ in range(turns - turn):
-        barrier()
+    # Apart from the others' talk, which is to end after minutes of silence: reading a large model takes longer.
+    waiting = dist.new_group(backend="gloo", timeout=TURN) if rank_and_size()[1] > 1 else None
+    for place in range(turns + 1):
+        if place == turn:
+            yield
+        if waiting and place < turns:
+            dist.barrier(waiting)
 
 
 def from_first(own: Item) -> Item:

@@ -32,16 +32,15 @@ def share_layers(model: PeftModel, device: torch.device, *, offload: bool) -> No
             "base-model-layers", f"{type(base).__name__} does not say what its layers are, which hardware.strategy = 'fsdp2' shares: use 'ddp'"
         )
     adapter = {weight for weight in model.parameters() if weight.requires_grad}
-    options: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (get_world_size(),)),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
-        "ignored_params": adapter,
-    }
+    options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (get_world_size(),)), "ignored_params": adapter}
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     for layer in layers.values():
-        fully_shard(layer, **options)
+        fully_shard(layer, offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(), **options)
+    # By itself, so that it is given back after the forward pass.
+    fully_shard(embeddings, **options)
     if head is not None and not tied:
+        # Stays on the device: TRL's loss does not call it, but gathers its weights.
         fully_shard(head, **options)
     # Not the model itself: PEFT and TRL call its parts, and what is shared is lent where it is called.
     fully_shard(base.base_model, **options)

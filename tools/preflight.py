@@ -65,10 +65,17 @@ def table(needed: "Estimate", memory: int | None) -> str:
     return "\n".join([*lines, f"  {'total':12}{needed.total / unit:9.2f} {name}{of}"])
 
 
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no amount of memory")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", help="a recipe in place of params.yaml")
-    parser.add_argument("--memory", type=float, metavar="GB", help="of the card it is for (default: this machine's)")
+    parser.add_argument("--memory", type=_gigabytes, metavar="GB", help="of the card it is for (default: this machine's)")
     arguments = parser.parse_args()
     values = of_recipe(arguments.recipe) if arguments.recipe else params.load(recipes.PARAMS)
     # torch and transformers take seconds.
@@ -92,7 +99,7 @@ def main() -> None:
     except MachineError:
         print(table(needed, None), flush=True)
         raise
-    print(table(needed, preflight.memory_bytes(values.hardware.device)))
+    print(table(needed, preflight.memory_bytes(values.hardware)))
     written = checkpoints.bytes_written(needed.adapter // memory.FLOAT, values.train.optim, keep_best=values.train.keep == "best")
     print(f"  on the disk up to {written / 1e6:,.0f} MB of {shutil.disk_usage('.').free / 1e6:,.0f}: checkpoints, adapter, cache")
     preflight.require_able(values, config)

@@ -124,10 +124,10 @@ def _distributed(params: Params) -> list[str]:
     if not hardware or hardware.strategy != "fsdp2":
         return []
     problems = []
-    if base and base.load_in_4bit and base.bnb_4bit_quant_storage != base.dtype:
+    if base and base.load_in_4bit and base.bnb_4bit_quant_storage == "uint8":
         problems.append(
-            f"base_model.bnb_4bit_quant_storage = {base.bnb_4bit_quant_storage!r}: fsdp2 leaves weights of another type than base_model.dtype = "
-            f"{base.dtype!r} whole on every card: set it to {base.dtype!r}"
+            "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type, which FSDP's other "
+            f"implementations ask for: set it to base_model.dtype, {base.dtype!r}"
         )
     if lora and lora.modules_to_save:
         problems.append("lora.modules_to_save learns whole layers, which fsdp2 shares: set it to null, or hardware.strategy to 'ddp'")

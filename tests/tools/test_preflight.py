@@ -1,43 +1,49 @@
-import subprocess
 import sys
 
 import pytest
+import torch
 
-from qlora.errors import InputError
+from qlora.errors import InputError, MachineError
 from tools import preflight
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "tools.preflight", *arguments], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["preflight", *arguments])
+    preflight.main()
 
 
-def test_the_default_fits_here() -> None:
-    status, shown, errors = run()
-    assert (status, errors) == (0, "")
+def test_the_default_fits_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch)
+    shown = capsys.readouterr().out
     assert shown.startswith("tiny: 2 row(s) of 256 tokens a pass")
     *_, total, disk = shown.splitlines()
     assert total.split()[:1] == ["total"]
     assert disk.startswith("  on the disk up to ")
 
 
-def test_a_recipe_for_a_gpu_is_shown_and_refused_where_there_is_none() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    status, shown, errors = run("--recipe", "llama3-8b-rtx4090")
-    assert status == 3
-    assert "total" in shown
-    assert "[no-gpu]" in errors
+def test_a_recipe_for_a_gpu_is_shown_and_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="no-gpu") as caught:
+        run(monkeypatch, "--recipe", "llama3-8b-rtx4090")
+    assert caught.value.exit_code == 3
+    assert "total" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("memory", "expected"), [("24", 0), ("8", 3)])
-def test_another_cards_memory(memory: str, expected: int) -> None:
-    status, shown, errors = run("--recipe", "llama3-8b-rtx4090", "--memory", memory)
-    assert status == expected
-    assert f"of {int(memory) * 1e9 / 2**30:.1f}" in shown
-    assert ("[memory-short]" in errors) == (expected == 3)
+@pytest.mark.parametrize(("memory", "fits"), [("24", True), ("8", False)])
+def test_another_cards_memory(memory: str, fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if fits:
+        run(monkeypatch, "--recipe", "llama3-8b-rtx4090", "--memory", memory)
+    else:
+        with pytest.raises(MachineError, match="memory-short"):
+            run(monkeypatch, "--recipe", "llama3-8b-rtx4090", "--memory", memory)
+    assert f"of {int(memory) * 1e9 / 2**30:.1f} GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("memory", ["0", "-5", "nan", "much"])
+def test_no_amount_of_memory_is_refused(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, f"--memory={memory}")
+    assert caught.value.code == 2
 
 
 def test_a_model_of_unknown_shape_is_refused() -> None:

@@ -22,6 +22,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
         print("ready", flush=True)
         time.sleep(60)
+    if action in ("early", "hang") and int(os.environ["RANK"]) == acting:
+        raise MachineError("disk-full", f"no room for rank {acting}")
+    if action == "hang":
+        time.sleep(300)
     with ranks.loss_of_others_named():
         ranks.join("cpu")
     rank, size = ranks.rank_and_size()

@@ -45,6 +45,16 @@ def test_what_one_alone_has_to_say_is_said_with_its_number(action: str, status: 
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_fails_ends_another_that_would_wait_for_ever(rank: int) -> None:
+    """Also one that was begun after it."""
+    began = time.monotonic()
+    status, _, errors = ended("hang", rank)
+    assert status == 3
+    assert f"[disk-full] no room for rank {rank}" in errors
+    assert time.monotonic() - began < 50
+
+
 def test_what_the_first_alone_has_to_say_is_said_once() -> None:
     status, _, errors = ended("fail", 0)
     assert status == 3

@@ -65,6 +65,18 @@ def test_a_failure_elsewhere_ends_the_stage_and_the_other_machine_takes_part_in_
     assert "Traceback" not in errors
 
 
+def test_a_share_that_fails_before_they_meet_ends_the_stage(joined: "subprocess.Popen[str]") -> None:
+    status, _, errors = ended(begun("early", 1))
+    assert status == 3
+    assert "[rank-died] the share of another machine ended with 3: `python -m tools.join` says there why" in errors
+    # And when nothing more comes, it ends by itself.
+    ending = "from qlora import launch; launch.end_all(2)"
+    subprocess.run([sys.executable, "-c", ending], check=True, timeout=WAIT_SECONDS)
+    status, _, errors = ended(joined)
+    assert status == 0
+    assert "[disk-full] no room for rank 1" in errors
+
+
 def test_a_killed_one_ends_those_of_both_machines(joined: "subprocess.Popen[str]") -> None:
     status, _, errors = ended(begun("kill", 0))
     assert status == 3
@@ -122,13 +134,21 @@ def test_a_taken_port_is_said(meeting_point: None) -> None:
         machines.Meeting(work("a"))
 
 
-def test_one_machine_too_many_is_refused(meeting_point: None) -> None:
+def test_one_machine_too_many_waits_for_the_next(meeting_point: None) -> None:
     meeting = machines.Meeting(work("a"))
     assert (found := machines.next_work(None, 10, lambda: False)) is not None
     assert found[1:] == (work("a"), 1)
-    with pytest.raises(MachineError, match=r"\[rendezvous-full\] hardware.num_machines = 2, and this is one more"):
-        machines.next_work(None, 10, lambda: False)
+    with pytest.raises(MachineError, match="rendezvous-timeout"):
+        machines.next_work(None, 1, lambda: False)
     assert meeting.wait_for_all(lambda: False)
+    assert meeting.store.add("machines", 0) == 1
+
+
+@pytest.mark.parametrize("text", ["5m", "nan", "-1", "inf"])
+def test_a_time_that_is_none_is_refused(meeting_point: None, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("QLORA_RENDEZVOUS_SECONDS", text)
+    with pytest.raises(InputError, match="is no number of seconds above 0"):
+        machines.Meeting(work("a"))
 
 
 def test_a_machine_takes_part_once(meeting_point: None) -> None:

@@ -146,7 +146,7 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
         ([*FSDP2, ("hardware", "num_processes", 1)], "strategy = 'fsdp2' shares layers among processes, but num_processes = 1"),
         (
             [*FSDP2, *QLORA],
-            "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 leaves weights of another type than base_model.dtype = 'bfloat16' whole",
+            "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type",
         ),
         ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save learns whole layers, which fsdp2 shares"),
         ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' learns on GPUs alone"),

@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params
     text = str(caught.value)
     assert caught.value.exit_code == 3
     assert text.startswith("[memory-short] this training needs about 35.")
-    assert "there are 22.4." in text
+    assert "there are 22.35 GiB." in text
     saved = [line.split()[:3] for line in text.splitlines()[1:]]
     assert [name for name, *_ in saved] == [
         "hardware.activation_checkpointing:",
@@ -57,7 +57,18 @@ def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params
     ]
     # The change alone, estimated again.
     whole = preflight.estimate(params, shape).total
-    assert saved[0][2] == f"-{(whole - preflight.estimate(recipe, shape).total) / 2**30:.1f}"
+    assert saved[0][1] == "true"
+    assert saved[0][2] == f"-{(whole - preflight.estimate(recipe, shape).total) / 2**30:.2f}"
+
+
+def test_what_is_only_just_too_much_is_warned_of(recipe: Params, shape: Any, card: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    needed = preflight.estimate(recipe, shape).total
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: int(needed / 1.05))
+    preflight.require_able(recipe, shape)
+    assert "warning: it may not fit: this training needs about 8." in capsys.readouterr().err
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: int(needed / 1.15))
+    with pytest.raises(MachineError, match="memory-short"):
+        preflight.require_able(recipe, shape)
 
 
 @pytest.mark.usefixtures("card")
@@ -74,8 +85,10 @@ def test_attention_that_is_not_installed_is_refused(recipe: Params, shape: Any, 
         preflight.require_able(changed(recipe, base_model__attn_implementation=kind), shape)
 
 
-def test_the_memory_of_this_machine_is_known() -> None:
-    assert 2**28 < preflight.memory_bytes("cpu") < 2**50
+def test_the_memory_of_this_machine_is_known_and_shared_by_its_processes(default_params: Params) -> None:
+    alone = preflight.memory_bytes(default_params.hardware)
+    assert 2**28 < alone < 2**50
+    assert preflight.memory_bytes(changed(default_params, hardware__num_processes=2).hardware) == pytest.approx(alone / 2, rel=0.2)
 
 
 def test_the_pass_over_the_longest_rows_changes_nothing(
