@@ -10,8 +10,8 @@ import torch
 from qlora import adapter
 from qlora.encoding import Example
 from qlora.errors import InputError
-from qlora.init_adapter import begin_from
 from qlora.manifest import sha256_of
+from qlora.new_adapter import begin_from
 from qlora.params import Params
 from qlora.trainer import ExactTrainer
 from tests.unit.test_resume import assert_same, results, run
