@@ -14,6 +14,18 @@ from qlora.terminal import visible
 _UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 
 
+def positive(text: str) -> float:
+    """A finite number above 0, for arguments and variables.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text} is no finite number above 0")
+    return value
+
+
 def run(main: Callable[[], None]) -> None:
     """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
     handle(SIGNALS, _raise_stopped)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from qlora.command import positive
 from qlora.errors import InputError, MachineError
 
 ANSWER_SECONDS = 300.0
@@ -59,17 +60,9 @@ def answer_seconds() -> float:
     """Raises InputError when the variable holds no number of seconds."""
     asked = os.environ.get("QLORA_RENDEZVOUS_SECONDS", str(ANSWER_SECONDS))
     try:
-        return positive_seconds(asked)
+        return positive(asked)
     except ValueError:
         raise InputError("rendezvous-address", f"QLORA_RENDEZVOUS_SECONDS = {asked!r} is no number of seconds above 0") from None
-
-
-def positive_seconds(text: str) -> float:
-    """Raises ValueError for what is no number above 0, or not finite."""
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError(text)
-    return seconds
 
 
 class Meeting:

@@ -96,7 +96,7 @@ def _ready(
     adapter.require_saveable(template)
     learned = _encode(train, template, values)
     held_back = _encode(validation, template, values) if values.train.eval_strategy != "no" else EncodedSplit()
-    model = _adapter_model(values, folder, device)
+    model = adapter_model(values, folder, device)
     checkpoints.require_room(model.get_nb_trainable_parameters()[0], values.train.optim, keep_best=values.train.keep == "best")
     trainer = make_trainer(values, model, template.tokenizer, learned.examples, held_back.examples, checkpoints, interruption)
     accounting = _accounting(trainer, learned, held_back, values)
@@ -146,7 +146,8 @@ def _encode(path: Path, template: ChatTemplate, values: Params) -> EncodedSplit:
     return encode_split(conversations, template, values.sequence, path.stem)
 
 
-def _adapter_model(values: Params, folder: Path, device: Any) -> PeftModel:
+def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftModel:
+    """The base model with a new adapter on the device, or its part of one that several processes share."""
     shared = values.hardware.strategy == "fsdp2"
     with one_after_another() if shared else nullcontext():
         place = torch.device("cpu") if shared else device

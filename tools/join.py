@@ -14,16 +14,9 @@ from pathlib import Path
 from qlora import command, params
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=_seconds, default=21_600.0, help="how long to wait for the next stage (default: %(default)s)")
+    parser.add_argument("--seconds", type=command.positive, default=21_600.0, help="how long to wait for the next stage (default: %(default)s)")
     parser.add_argument("--end", action="store_true", help="nothing more comes")
     arguments = parser.parse_args()
     # Else torch warns at every try to reach a machine that has not begun yet.

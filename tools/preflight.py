@@ -65,17 +65,10 @@ def table(needed: "Estimate", memory: int | None) -> str:
     return "\n".join([*lines, f"  {'total':12}{needed.total / unit:9.2f} {name}{of}"])
 
 
-def _gigabytes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no amount of memory")
-    return value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", help="a recipe in place of params.yaml")
-    parser.add_argument("--memory", type=_gigabytes, metavar="GB", help="of the card it is for (default: this machine's)")
+    parser.add_argument("--memory", type=command.positive, metavar="GB", help="of the card it is for (default: this machine's)")
     arguments = parser.parse_args()
     values = of_recipe(arguments.recipe) if arguments.recipe else params.load(recipes.PARAMS)
     # torch and transformers take seconds.

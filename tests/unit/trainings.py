@@ -4,12 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
-from transformers import set_seed
 
-from qlora import base_model, sharding
-from qlora.new_adapter import lora_config
 from qlora.params import Params
+from stages.train import adapter_model
 
 TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
 
@@ -24,10 +21,5 @@ def changed(params: Params, **values: Any) -> Params:
 
 
 def adapted(params: Params) -> Any:
-    cpu = torch.device("cpu")
-    base = base_model.load_model(params.base_model, TINY, cpu, progress=False)
-    set_seed(params.train.seed)
-    model = get_peft_model(base, lora_config(params.lora, base))
-    if params.hardware.strategy == "fsdp2":
-        sharding.share_layers(model, cpu, offload=params.hardware.offload_params)
-    return model
+    """The model that the stage trains, also where processes read it one after another and share its layers."""
+    return adapter_model(changed(params, runtime__progress=False), TINY, torch.device("cpu"))
