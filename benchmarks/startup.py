@@ -31,7 +31,7 @@ folder = Path(sys.argv[1])
 from qlora import params
 stages.train.train(
     params.load(Path("params.yaml")), train=Path("data/prepared/train.jsonl"), validation=Path("data/prepared/validation.jsonl"),
-    manifests=Path("models/base"), throughput=folder / "t.json", adapter_folder=folder / "a", report=folder / "r.json",
+    manifests=Path("models/base"), throughput=folder / "t.json", made_by=folder / "m.json", adapter_folder=folder / "a", report=folder / "r.json",
     train_loss=folder / "l.csv", eval_loss=folder / "e.csv", lengths=folder / "n.csv",
 )
 """

@@ -14,7 +14,11 @@ def require_pinned_versions(requirements: Path, *, allow_other: bool) -> None:
     Raises:
         MachineError: a package is missing or has another version, and `allow_other` is false.
     """
-    differences = [f"{name}: {found or 'not installed'} in place of {pinned}" for name, pinned, found in _differences(requirements)]
+    differences = [
+        f"{name}: {found or 'not installed'} in place of {pinned}"
+        for name, pinned, found in pinned_packages(requirements)
+        if found is None or found.split("+")[0] != pinned
+    ]
     if not differences:
         return
     listed = "\n".join(f"  {difference}" for difference in differences)
@@ -28,8 +32,9 @@ def require_pinned_versions(requirements: Path, *, allow_other: bool) -> None:
     )
 
 
-def _differences(requirements: Path) -> list[tuple[str, str, str | None]]:
-    differences = []
+def pinned_packages(requirements: Path) -> list[tuple[str, str, str | None]]:
+    """Name, pinned version and installed version (None: it is not) of every package of the file."""
+    packages = []
     for line in requirements.read_text(encoding="utf-8").splitlines():
         entry = line.split("#")[0].split(";")[0].strip()
         if not entry:
@@ -37,10 +42,8 @@ def _differences(requirements: Path) -> list[tuple[str, str, str | None]]:
         name, pin, pinned = entry.partition("==")
         if not pin:
             raise InputError("requirements-unpinned", f"{requirements}: {entry!r} is not pinned; write name==version")
-        found = _installed(name.strip())
-        if found is None or found.split("+")[0] != pinned.strip():
-            differences.append((name.strip(), pinned.strip(), found))
-    return differences
+        packages.append((name.strip(), pinned.strip(), _installed(name.strip())))
+    return packages
 
 
 def _installed(name: str) -> str | None:

@@ -81,6 +81,15 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json_document(record))
 
 
+def note(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Put the entry into a .json file under the name; its other entries stay."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    write_json(path, {**record, name: entry})
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -3,19 +3,17 @@
 Wall-clock numbers differ every run, so they must never reach a tracked file.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qlora.hardware import peak_memory_bytes
 from qlora.manifest import project_root
 from qlora.ranks import is_first
-from qlora.records import write_json
+from qlora.records import note
 
 
 class Work:
@@ -43,14 +41,6 @@ def measured(stage: str, path: Path, device: torch.device) -> Iterator[Work]:
     seconds = time.perf_counter() - began
     rates = {f"{name}_per_second": round(count / seconds, 2) for name, count in work.counts.items()}
     entry = {"seconds": round(seconds, 2), "peak_memory_bytes": peak_memory_bytes(device), **work.counts, **rates}
-    _merge(path, stage, entry)
+    note(path, stage, entry)
     if project_root() != Path.cwd():
-        _merge(project_root() / ".dvc" / "tmp" / "throughput" / f"{Path.cwd().name}.json", stage, entry)
-
-
-def _merge(path: Path, stage: str, entry: dict[str, Any]) -> None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    write_json(path, {**record, stage: entry})
+        note(project_root() / ".dvc" / "tmp" / "throughput" / f"{Path.cwd().name}.json", stage, entry)

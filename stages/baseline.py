@@ -1,7 +1,8 @@
 """Measure the base model on the test set, once for every experiment on the same model and test set.
 
 reads   test conversations, the manifest of the base model
-writes  predictions: one line per assistant turn; batches: which turns were answered together; report: the metrics
+writes  predictions: one line per assistant turn; batches: which turns were answered together; report: the metrics;
+        made_by: the environment
 params  base_model, chat, evaluate, hardware
 """
 
@@ -15,12 +16,13 @@ from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
 from qlora.dvc_files import require_recorded
 from qlora.params import Params
+from qlora.provenance import note_environment
 from qlora.ranks import is_first, leave, loss_of_others_named
 from qlora.records import read_jsonl, write_json, write_jsonl
 from qlora.throughput import measured
 
 
-def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, batches: Path, report: Path, throughput: Path) -> None:
+def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, batches: Path, report: Path, throughput: Path, made_by: Path) -> None:
     require_recorded([test])
     with loss_of_others_named():
         device = hardware.set_up(values.hardware, deterministic=False, processes=values.hardware.answering_processes)
@@ -29,6 +31,7 @@ def baseline(values: Params, *, test: Path, manifests: Path, predictions: Path, 
             write_jsonl(predictions, found.predictions)
             write_jsonl(batches, found.batches)
             write_json(report, test_set.summarise(found.predictions, found.counts))
+            note_environment(made_by, "baseline", device)
         leave()
 
 
@@ -51,7 +54,7 @@ def _measure(values: Params, test: Path, manifests: Path, throughput: Path, devi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("test", "manifests", "predictions", "batches", "report", "throughput"):
+    for name in ("test", "manifests", "predictions", "batches", "report", "throughput", "made-by"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))

@@ -2,7 +2,7 @@
 
 reads   test conversations, adapter, the manifest of the base model, predictions and metrics of the baseline, the losses of the training
 writes  predictions: one line per assistant turn; batches: which turns were answered together; report: the metrics and their differences;
-        categories, scores: to be drawn; page: both models' answers to look at
+        categories, scores: to be drawn; page: both models' answers to look at; made_by: the environment
 params  base_model, chat, evaluate, hardware
 """
 
@@ -19,6 +19,7 @@ from qlora.chat_template import ChatTemplate
 from qlora.conversation import Conversation
 from qlora.dvc_files import require_recorded
 from qlora.params import Params
+from qlora.provenance import note_environment
 from qlora.ranks import is_first, leave, loss_of_others_named
 from qlora.records import read_jsonl, read_points, write_csv, write_json, write_jsonl
 from qlora.throughput import measured
@@ -44,6 +45,7 @@ def evaluate(
     scores: Path,
     page: Path,
     throughput: Path,
+    made_by: Path,
 ) -> None:
     require_recorded([test, adapter_folder, base_predictions, base_report, train_loss, eval_loss])
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
@@ -61,6 +63,7 @@ def evaluate(
     write_jsonl(batches, tuned.batches)
     write_json(report, metrics)
     write_csv(categories, ["category", *PLOTTED], [[name, *(row.get(score) for score in PLOTTED)] for name, row in metrics["by_category"].items()])
+    note_environment(made_by, "evaluate", device)
     write_csv(scores, ["rouge_l", "answers"], test_set.histogram(tuned.predictions, "rouge_l"))
     report_page.write(
         page,
@@ -112,6 +115,7 @@ def main() -> None:
         "scores",
         "page",
         "throughput",
+        "made-by",
     ):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
 """Turn raw chat rows into train, validation and test conversations.
 
 reads   data.train_file and data.test_file: rows of data.format
-writes  prepared/{train,validation,test}.jsonl: one conversation a line; report: counts by split and reason
+writes  prepared/{train,validation,test}.jsonl: one conversation a line; report: counts by split and reason;
+        made_by: Python, packages and processor
 params  data
 """
 
@@ -18,6 +19,7 @@ from qlora.gates import Gates
 from qlora.parallel import Engine, local_engine
 from qlora.params.data import DataParams
 from qlora.params.runtime import RuntimeParams
+from qlora.provenance import note_environment
 from qlora.ray_engine import ray_engine
 from qlora.records import atomic_writers, json_document
 from qlora.splits import SPLITS
@@ -79,11 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--made-by", type=Path, required=True)
     arguments = parser.parse_args()
     environment.limit_memory()
     values = params.load(Path("params.yaml"))
     environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
     prepare(values.data, values.runtime, prepared=arguments.prepared, report=arguments.report)
+    note_environment(arguments.made_by, "prepare")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 reads   train and validation conversations, the manifest of the base model
 writes  adapter: weights, config, tokenizer and chat template; report: token accounting and losses; train_loss, eval_loss: curves;
-        lengths: a histogram of the train conversations' tokens
+        lengths: a histogram of the train conversations' tokens; made_by: the environment
 params  base_model, chat, sequence, lora, train, hardware
 """
 
@@ -30,6 +30,7 @@ from qlora.manifest import project_root
 from qlora.new_adapter import begin_from, lora_config
 from qlora.params import Params
 from qlora.preflight import require_able
+from qlora.provenance import note_environment
 from qlora.ranks import from_first, gathered, is_first, leave, loss_of_others_named, one_after_another
 from qlora.records import read_jsonl, write_csv, write_json
 from qlora.sharding import share_layers
@@ -39,7 +40,7 @@ from qlora.trainer import ExactTrainer, make_trainer, smoothed
 TRACKED = ("base_model", "chat", "sequence", "lora", "train", "hardware")
 
 
-def train(values: Params, *, train: Path, validation: Path, manifests: Path, throughput: Path, **outputs: Path) -> None:
+def train(values: Params, *, train: Path, validation: Path, manifests: Path, throughput: Path, made_by: Path, **outputs: Path) -> None:
     """Train, or go on from the last checkpoint, or take over what an earlier run finished and DVC could not take.
 
     Args:
@@ -62,6 +63,7 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, thr
                 _run(trained.trainer, checkpoints, interruption, throughput)
             if is_first():
                 _publish(trained, values, **outputs)
+                note_environment(made_by, "train", device)
                 checkpoints.finish(outputs)
         leave()
 
@@ -201,7 +203,7 @@ def _require_finite(trainer: ExactTrainer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "validation", "manifests", "adapter-folder", "report", "train-loss", "eval-loss", "lengths", "throughput"):
+    for name in ("train", "validation", "manifests", "adapter-folder", "report", "train-loss", "eval-loss", "lengths", "throughput", "made-by"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))

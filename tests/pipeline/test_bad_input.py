@@ -10,6 +10,11 @@ import pytest
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RAW = "data/raw/micro/train.jsonl"
+PREPARE = "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json --made-by metrics/environment.json"
+BASELINE = (
+    "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
+    " --made-by m"
+)
 
 
 def raw(content: bytes) -> Callable[[Clone], None]:
@@ -96,7 +101,7 @@ def test_one_message_nothing_half_written_and_what_was_built_comes_back(built: C
 def test_a_missing_file_is_named(built: Clone) -> None:
     (built.path / RAW).unlink()
     assert "train.jsonl" in built.run("dvc", "repro", fails=True)
-    output = built.run("python", "-m", "stages.prepare", "--prepared", "data/prepared", "--report", "metrics/prepare.json", fails=True)
+    output = built.run(*PREPARE.split(), fails=True)
     assert "[data-missing]" in output
     assert "Traceback" not in output
 
@@ -106,7 +111,7 @@ def test_an_unwritable_output_is_exit_code_3(built: Clone) -> None:
     before = (built.path / "data/prepared/train.jsonl").read_bytes()
     (built.path / "metrics/prepare.json").unlink()
     (built.path / "metrics/prepare.json").mkdir()
-    output = built.run("sh", "-c", "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json; echo status $?")
+    output = built.run("sh", "-c", PREPARE + "; echo status $?")
     assert "[file-access]" in output
     assert "status 3" in output
     assert "Traceback" not in output
@@ -115,24 +120,20 @@ def test_an_unwritable_output_is_exit_code_3(built: Clone) -> None:
 
 def test_exit_codes(built: Clone) -> None:
     status = "; echo status $?"
-    prepare = "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json"
     built.set(runtime__allow_other_versions=False)
-    assert "status 0" in built.run("sh", "-c", prepare + status)
+    assert "status 0" in built.run("sh", "-c", PREPARE + status)
     (built.path / "requirements.txt").write_text("torch==0.0.1\n", encoding="utf-8")
-    refused = built.run("sh", "-c", prepare + status)
+    refused = built.run("sh", "-c", PREPARE + status)
     assert "status 3" in refused
     assert "torch: " in refused
     built.set(runtime__allow_other_versions=True)
-    assert "status 0" in built.run("sh", "-c", prepare + status)
+    assert "status 0" in built.run("sh", "-c", PREPARE + status)
     assert "status 2" in built.run("sh", "-c", "python -m tools.recipes use tiny-cup" + status)
 
 
 def test_a_stage_by_hand_before_its_inputs_names_what_is_missing(built: Clone) -> None:
     (built.path / "data/prepared/test.jsonl").unlink()
-    command = (
-        "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
-    )
-    output = built.run("sh", "-c", command + "; echo status $?")
+    output = built.run("sh", "-c", BASELINE + "; echo status $?")
     assert "[input-missing] data/prepared/test.jsonl" in output
     assert "status 2" in output
 
@@ -172,10 +173,7 @@ def test_no_gpu_is_exit_code_3_at_once(built: Clone) -> None:
 def test_a_model_without_manifest_says_how_to_pin_it(built: Clone) -> None:
     built.set(base_model__name="absent")
     built.run("dvc", "repro", "baseline", fails=True)
-    command = (
-        "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
-    )
-    output = built.run(*command.split(), fails=True)
+    output = built.run(*BASELINE.split(), fails=True)
     assert "[base-model-unpinned]" in output
     assert "tools.pin absent --path DIR" in output
 

@@ -87,5 +87,5 @@ def test_test_can_be_carved_out_of_the_train_file(built: Clone) -> None:
 
 def test_a_stage_started_from_another_folder_says_so(built: Clone, tmp_path: Path) -> None:
     other = Clone(tmp_path)
-    output = other.run("python", "-m", "stages.prepare", "--prepared", "a", "--report", "b", fails=True, PYTHONPATH=str(built.path))
+    output = other.run("python", "-m", "stages.prepare", "--prepared", "a", "--report", "b", "--made-by", "c", fails=True, PYTHONPATH=str(built.path))
     assert "run from the repository's root" in output

@@ -28,7 +28,7 @@ LONG = {**ROW, "id": "2", "messages": [{"role": "user", "content": "Spell cat. "
 
 def paths(folder: Path) -> dict[str, Path]:
     inputs = ("adapter_folder", "test", "base_predictions", "base_report", "train_loss", "eval_loss")
-    outputs = ("predictions", "batches", "report", "categories", "scores", "page", "throughput")
+    outputs = ("predictions", "batches", "report", "categories", "scores", "page", "throughput", "made_by")
     return {"manifests": Path("models/base"), **{name: folder / name for name in (*inputs, *outputs)}}
 
 
@@ -49,7 +49,7 @@ def _inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "test", [ROW])
     for name in ("train_loss", "eval_loss"):
         write_csv(folder / name, ["step", "loss"], [(1, 2.0)])
-    made = {"predictions": "base_predictions", "report": "base_report", "batches": "base_batches", "throughput": "throughput"}
+    made = {"predictions": "base_predictions", "report": "base_report", "batches": "base_batches", "throughput": "throughput", "made_by": "made_by"}
     baseline(values, test=folder / "test", manifests=Path("models/base"), **{name: folder / file for name, file in made.items()})
     return folder
 
@@ -104,5 +104,5 @@ def test_bad_input_is_one_error_and_nothing_is_written(inputs: Path, values: Par
     with pytest.raises(InputError) as error:
         evaluate(strict, **paths(inputs))
     assert (error.value.code, error.value.exit_code) == (code, 2)
-    after = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file() and path.name != "throughput"}
-    assert after == {path: content for path, content in before.items() if path.name != "throughput"}
+    after = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file() and path.name not in ("throughput", "made_by")}
+    assert after == {path: content for path, content in before.items() if path.name not in ("throughput", "made_by")}

@@ -82,7 +82,7 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for split, rows in (("train", ROWS), ("validation", ROWS[:5])):
         write_jsonl(tmp_path / split, rows)
-    outputs = {key: tmp_path / key for key in ("adapter_folder", "report", "train_loss", "eval_loss", "lengths", "throughput")}
+    outputs = {key: tmp_path / key for key in ("adapter_folder", "report", "train_loss", "eval_loss", "lengths", "throughput", "made_by")}
     train(values, train=tmp_path / "train", validation=tmp_path / "validation", manifests=manifests, **outputs)
     report = json.loads(outputs["report"].read_text(encoding="utf-8"))
     assert report["steps"] == 2
