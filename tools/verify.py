@@ -1,20 +1,28 @@
-"""Is everything as it was made? Hashes every output, its objects in DVC's cache, the raw data and the base model again.
+"""Is everything as it was made? And can it be made again?
 
-    python -m tools.verify            names every difference; exit code 2 if there is one
+    python -m tools.verify                  hashes every output, its objects in DVC's cache, raw data and base model; exit code 2 if one differs
+    python -m tools.verify --rerun          builds all stages again by force in a clone with an empty cache and compares every byte
+    python -m tools.verify --rerun train    one stage or several, from what the stages before them made
 
-DVC itself trusts what it hashed once: a damaged object of its cache is checked out, and `dvc status` calls it up to date.
+DVC itself trusts what it hashed once: a damaged object of its cache is checked out, and `dvc status` calls it up to date. --rerun first names
+each input, param and module that is not what dvc.lock records, and then builds nothing. What it finds goes to reports/reproduction.json; on
+another kind of machine, other bytes are accepted when the overall measures are within the tolerances that stand there.
 """
 
 import argparse
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from qlora import command, params
-from qlora.dvc_files import Recorded, cached, md5_of, objects, outputs_in_git, recorded
+from qlora import command, params, reproduction
+from qlora.dvc_files import LOCK, Recorded, cached, md5_of, objects, outputs_in_git, recorded
 from qlora.errors import InputError
 from qlora.manifest import find_weights, read_manifest, verify
+from qlora.records import write_json
 
 MANIFESTS = Path("models/base")
+REPRODUCTION = Path("reports/reproduction.json")
 
 
 def differences() -> Iterator[tuple[str, str | None]]:
@@ -73,9 +81,53 @@ def _base_model() -> Iterator[tuple[str, str | None]]:
         yield f"base model {name}, {len(manifest.files)} files", None
 
 
+def rerun(names: Sequence[str]) -> None:
+    """Build these stages again and say how it compares.
+
+    Raises:
+        InputError: an input is not what dvc.lock records, a stage failed, or an output is not what it was.
+    """
+    chosen = reproduction.stages(names)
+    if changed := list(reproduction.changed_inputs(chosen)):
+        write_json(REPRODUCTION, {"verdict": "inputs changed", "causes": changed})
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise InputError(
+            "reproduction-inputs", f"nothing was built: {LOCK} records other inputs than are here. Bring them back, or run `dvc repro`:\n{listed}"
+        )
+    with tempfile.TemporaryDirectory(prefix="reproduction-") as place:
+        folder = Path(place) / "clone"
+        reproduction.make_clone(folder, chosen)
+        ran = reproduction.build(folder, chosen, everything=not names)
+        record = reproduction.compare(folder, chosen, ran)
+    write_json(REPRODUCTION, record)
+    outputs = record["outputs"]
+    same = sum(output["identical"] for output in outputs.values())
+    print(f"\n{len(ran)} of {len(chosen)} stages ran, {same} of {len(outputs)} outputs are the same byte for byte ({REPRODUCTION})")
+    for cause in record["causes"]:
+        print(f"  another environment: {cause}")
+    if record["verdict"] == "equivalent":
+        print("the overall measures agree within the tolerances: equivalent on another kind of machine")
+    if record["verdict"] == "different":
+        raise InputError("reproduction-differs", "\n".join(_unlike(record)))
+
+
+def _unlike(record: dict[str, Any]) -> Iterator[str]:
+    yield "the same inputs gave other outputs" + ("" if record["causes"] else ", and the environment is the same: something outside the hash chain")
+    for path, output in record["outputs"].items():
+        if not output["identical"]:
+            yield f"  {path}: {output['built_again']}, {LOCK} says {output['md5']}"
+    for path, measures in record["beyond_tolerance"].items():
+        for name, (before, after) in measures.items():
+            yield f"  {path}: {name} was {before}, is {after}: beyond the tolerance"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--rerun", nargs="*", metavar="STAGE", help="build these stages again; without a name all")
+    arguments = parser.parse_args()
+    if arguments.rerun is not None:
+        rerun(arguments.rerun)
+        return
     count, wrong = 0, []
     for place, difference in differences():
         count += 1

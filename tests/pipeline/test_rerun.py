@@ -1,0 +1,136 @@
+"""`tools.verify --rerun`: the proof that the same inputs make the same bytes, and what is named when they don't."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora.reproduction import PARAMS, Stage, changed_inputs, stages
+from tests.pipeline.clone import Clone
+from tests.pipeline.test_verify import files_of, flip, inside  # noqa: F401 - a fixture
+
+
+def test_all_stages_are_built_again_and_every_output_is_the_same(built: Clone) -> None:
+    before = built.outputs()
+    output = built.run("python", "-m", "tools.verify", "--rerun")
+    assert [f"Running stage '{name}'" in output for name in ("prepare", "baseline", "train", "evaluate")] == [True] * 4
+    assert "4 of 4 stages ran" in output
+    record: Any = built.json("reports/reproduction.json")
+    assert record["verdict"] == "identical"
+    assert record["stages"] == ["prepare", "baseline", "train", "evaluate"]
+    assert len(record["outputs"]) > 12
+    assert all(row["identical"] and row["md5"] == row["built_again"] for row in record["outputs"].values())
+    assert set(record["environment"]) == {"prepare", "baseline", "train", "evaluate"}
+    assert built.run("git", "status", "--porcelain") == "?? reports/reproduction.json\n", "the clone is another folder"
+    assert built.run("dvc", "status") == "Data and pipelines are up to date.\n"
+    first = (built.path / "reports/reproduction.json").read_bytes()
+    (built.path / "reports/reproduction.json").unlink()
+    assert built.outputs() == before
+    # One stage, by a processor that hides its instruction sets: other last bits, and the reason.
+    output = built.run("python", "-m", "tools.verify", "--rerun", "baseline", ATEN_CPU_CAPABILITY="default")
+    record = built.json("reports/reproduction.json")
+    assert record["stages"] == ["baseline"]
+    assert record["verdict"] == "equivalent"
+    assert any(cause.startswith("baseline: instruction_set was") for cause in record["causes"])
+    assert not record["outputs"]["metrics/baseline.json"]["identical"]
+    assert record["beyond_tolerance"] == {}
+    assert "equivalent on another kind of machine" in output
+    # Nothing of the machine in it: the same proof is the same file.
+    built.run("python", "-m", "tools.verify", "--rerun")
+    assert (built.path / "reports/reproduction.json").read_bytes() == first
+
+
+def test_other_outputs_from_the_same_inputs_are_an_error(built: Clone) -> None:
+    lock = built.path / "dvc.lock"
+    md5 = next(entry.md5 for entry in _stage(built, "prepare").entries if entry.path == "data/prepared/test.jsonl")
+    lock.write_text(lock.read_text(encoding="utf-8").replace(md5, "0" * 32), encoding="utf-8")
+    output = built.run("sh", "-c", "python -m tools.verify --rerun prepare; echo status $?")
+    assert "[reproduction-differs] the same inputs gave other outputs, and the environment is the same" in output
+    assert f"data/prepared/test.jsonl: {md5}, dvc.lock says {'0' * 32}" in output
+    assert "status 2" in output
+    assert built.json("reports/reproduction.json")["verdict"] == "different"
+
+
+def _stage(clone: Clone, name: str) -> Stage:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone.path)
+        return stages([name])[0]
+
+
+def test_one_changed_byte_in_any_input_or_module_is_named(inside: Clone) -> None:  # noqa: F811
+    chosen = stages()
+    assert list(changed_inputs(chosen)) == []
+    made = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
+    read = {entry.path for stage in chosen for entry in stage.entries if not entry.is_output} - made
+    tried = 0
+    for path in sorted(read):
+        for file in files_of(Path(path)):
+            if file.name == "params.yaml" or "__pycache__" in file.parts:
+                continue
+            content = file.read_bytes()
+            flip(file)
+            # A manifest that is no JSON any more is its own cause.
+            assert any(cause.startswith((f"{path}: ", "the base model", str(path))) for cause in changed_inputs(chosen)), file
+            file.write_bytes(content)
+            tried += 1
+    assert tried > 60
+    for file in Path("models/base/tiny").glob("*.json"):
+        content = file.read_bytes()
+        flip(file)
+        assert any(file.name in cause for cause in changed_inputs(chosen)), file
+        file.write_bytes(content)
+    assert list(changed_inputs(chosen)) == []
+    # One stage alone reads what the one before it made.
+    flip(Path("data/prepared/train.jsonl"))
+    assert any(cause.startswith("data/prepared/train.jsonl: ") for cause in changed_inputs(stages(["train"])))
+    assert list(changed_inputs(stages())) == []
+
+
+def test_every_changed_param_and_command_is_named(inside: Clone) -> None:  # noqa: F811
+    tried = 0
+    for stage in stages():
+        for section, values in stage.locked["params"][str(PARAMS)].items():
+            for key in values if isinstance(values, dict) else [None]:
+                locked = copy.deepcopy(stage.locked)
+                if key is None:
+                    locked["params"][str(PARAMS)][section] = "other"
+                else:
+                    locked["params"][str(PARAMS)][section][key] = "other"
+                place = section if key is None else f"{section}.{key}"
+                (cause,) = changed_inputs([dataclasses.replace(stage, locked=locked)])
+                assert cause.startswith(f"params.yaml: {place} is "), place
+                tried += 1
+        (cause,) = changed_inputs([dataclasses.replace(stage, command="exec python -m stages.other")])
+        assert "the command of" in cause
+        (cause,) = changed_inputs([dataclasses.replace(stage, dependencies=stage.dependencies | {"qlora/new.py"})])
+        assert cause.startswith("qlora/new.py: a dependency of ")
+    assert tried > 100
+
+
+def test_what_can_not_be_built_again_is_one_message(built: Clone) -> None:
+    assert "[verify-stage] 'trian' is no stage" in built.run("python", "-m", "tools.verify", "--rerun", "trian", fails=True)
+    built.set(train__seed=5)
+    output = built.run("sh", "-c", "python -m tools.verify --rerun; echo status $?")
+    assert "[reproduction-inputs]" in output
+    assert "params.yaml: train.seed is 5, dvc.lock says 42 (train)" in output
+    assert "status 2" in output
+    assert built.json("reports/reproduction.json") == {
+        "verdict": "inputs changed",
+        "causes": ["params.yaml: train.seed is 5, dvc.lock says 42 (train)"],
+    }
+    built.run("git", "checkout", "--", "params.yaml")
+    # What breaks a stage and is no input of any: the folder that it writes to.
+    (built.path / "requirements.txt").chmod(0o644)
+    output = built.run("sh", "-c", "python -m tools.verify --rerun prepare; echo status $?", PYTHONPATH=str(_broken(built)))
+    assert "[reproduction-failed]" in output
+    assert "status 2" in output
+
+
+def _broken(clone: Clone) -> Path:
+    """A folder in which a package that `prepare` needs, and this tool does not, ends every program that imports it."""
+    folder = clone.path.parent / "broken" / "pyarrow"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit(9)\n", encoding="utf-8")
+    return folder.parent
