@@ -72,8 +72,12 @@ def md5_of(path: Path) -> str:
 
 
 def listing(folder: Path) -> bytes:
-    """The object that the cache holds for a folder."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """The object that the cache holds for a folder: its files, but those of .dvcignore."""
+    from pathspec import GitIgnoreSpec  # noqa: PLC0415 - of use for folders alone
+
+    patterns = Path(".dvcignore").read_text(encoding="utf-8").splitlines() if Path(".dvcignore").exists() else []
+    ignored = GitIgnoreSpec.from_lines(patterns)
+    files = [path for path in folder.rglob("*") if path.is_file() and not ignored.match_file(path.as_posix().lstrip("/"))]
     entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
 

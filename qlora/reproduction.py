@@ -172,7 +172,7 @@ def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], *, here: 
     outputs = {
         entry.path: _compared(here / entry.path, folder / entry.path, entry.md5) for stage in chosen for entry in stage.entries if entry.is_output
     }
-    noted, found = _json(here / ENVIRONMENT), _json(folder / ENVIRONMENT)
+    noted, found = read_record(here / ENVIRONMENT), read_record(folder / ENVIRONMENT)
     causes = [f"{stage.name}: {cause}" for stage in chosen if stage.name in noted for cause in _unlike(noted[stage.name], found.get(stage.name, {}))]
     off = {name: rows for name in JUDGED if name in outputs and (rows := _beyond(here / name, folder / name))}
     is_whole = set(ran) == {stage.name for stage in chosen}
@@ -203,7 +203,7 @@ def _compared(ours: Path, theirs: Path, md5: str) -> dict[str, Any]:
     return {"md5": md5, "built_again": found, "identical": identical}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -220,7 +220,7 @@ def _unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
 
 def _beyond(ours: Path, theirs: Path) -> dict[str, list[float | None]]:
     """Overall measures that differ by more than the tolerance: before, after."""
-    before, after = _json(ours), _json(theirs)
+    before, after = read_record(ours), read_record(theirs)
     off: dict[str, list[float | None]] = {}
     for name in (*RELATIVE, *ABSOLUTE):
         old, new = before.get(name), after.get(name)

@@ -123,6 +123,12 @@ def test_hashes_are_those_of_dvc(inside: Clone) -> None:
     assert len(outputs) > 12
     for path, md5 in outputs.items():
         assert md5_of(Path(path)) == md5, path
+    # A folder of code, in which Python leaves what DVC ignores.
+    Path("qlora/formats/__pycache__").mkdir(exist_ok=True)
+    Path("qlora/formats/__pycache__/new.cpython-311.pyc").write_bytes(b"compiled")
+    Path("qlora/formats/half.partial").write_bytes(b"half")
+    for entry in recorded():
+        assert md5_of(Path(entry.path)) == entry.md5, entry.path
     assert is_committed(Path("models/adapter"), "models/adapter", outputs)
     assert is_committed(Path("models/adapter"), "models/adapter", {}), "the cache holds it"
     flip(Path("models/adapter/adapter_model.safetensors"))

@@ -1,0 +1,139 @@
+"""What a model card is computed from, once it is certain that all of it belongs together."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qlora import params
+from qlora.dvc_files import LOCK, Recorded, md5_of
+from qlora.errors import InputError
+from qlora.manifest import Manifest, read_manifest, sha256_of
+from qlora.params import Params
+from qlora.params.section import Section
+from qlora.reproduction import Stage, changed_inputs, read_record, stages
+
+BY_HAND = Path("models/card.yaml")
+WEIGHTS = Path("models/adapter/adapter_model.safetensors")
+METRICS = ("prepare", "train", "baseline", "evaluate")
+OPTIONAL = {"benchmark": "metrics/benchmark.json", "merge": "metrics/merge.json", "reproduction": "reports/reproduction.json"}
+
+
+class ByHand(Section):
+    """models/card.yaml."""
+
+    license: str
+    license_file: str
+    language: list[str]
+    intended_use: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that a card is computed from."""
+
+    by_hand: ByHand
+    params: Params
+    stages: Sequence[Stage]
+    base: Manifest
+    raw: Mapping[str, Mapping[str, Any]]
+    """data/raw/NAME.json of each data set that tools.fetch brought."""
+    metrics: Mapping[str, Mapping[str, Any]]
+    environment: Mapping[str, Mapping[str, Any]]
+    found: Mapping[str, Mapping[str, Any]]
+    """Those of OPTIONAL that are there and about this very adapter."""
+    commit: str
+    """The last one that changed dvc.lock."""
+
+    @property
+    def entries(self) -> list[Recorded]:
+        return [entry for stage in self.stages for entry in stage.entries]
+
+
+def read_sources() -> Sources:
+    """Everything, once it is certain that it belongs together.
+
+    Raises:
+        InputError: something was not run, not committed, or is not what dvc.lock records.
+    """
+    chosen = stages()
+    values = params.load(Path("params.yaml"))
+    wrong = [*changed_inputs(chosen), *changed_outputs([entry for stage in chosen for entry in stage.entries])]
+    if wrong:
+        listed = "\n".join(f"  {line}" for line in wrong)
+        raise InputError("card-stale", f"{LOCK} records something else than is here: bring it back, or run `dvc repro` and commit:\n{listed}")
+    lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock)}
+    raw = {str(path): read_record(path) for path in _raw_manifests(values)}
+    return Sources(
+        by_hand=read_by_hand(BY_HAND),
+        params=values,
+        stages=chosen,
+        base=read_manifest(Path(f"models/base/{values.base_model.name}.json")),
+        raw=raw,
+        metrics={name: read_record(Path(f"metrics/{name}.json")) for name in METRICS},
+        environment=read_record(Path("metrics/environment.json")),
+        found=found,
+        commit=commit_of(["dvc.lock", "dvc.yaml", "params.yaml", "metrics", "stages", "qlora", "requirements.txt", "models/base", *map(str, raw)]),
+    )
+
+
+def changed_outputs(entries: Iterable[Recorded]) -> Iterator[str]:
+    """Outputs that lie here and are not what dvc.lock records; those in DVC's cache or on a remote need not be here, metrics must."""
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.is_output and (path.exists() or path.parent.name == "metrics"):
+            found = md5_of(path) if path.exists() else "not there"
+            if found != entry.md5:
+                yield f"{path}: {found}, {LOCK} says {entry.md5}"
+
+
+def _is_of_this(record: Mapping[str, Any], lock: str) -> bool:
+    """Whether a benchmark, merge or reproduction is of the adapter that dvc.lock records."""
+    if "dvc_lock_sha256" in record:
+        return bool(record["dvc_lock_sha256"] == lock)
+    ran_on = record.get("ran_on", record)
+    return WEIGHTS.is_file() and ran_on.get("adapter_sha256", {}).get(WEIGHTS.name) == sha256_of(WEIGHTS)
+
+
+def _raw_manifests(values: Params) -> list[Path]:
+    """data/raw/NAME.json of what the raw paths lie in."""
+    folders = {Path(*Path(path).parts[:3]) for path in (values.data.train_file, values.data.test_file)}
+    return sorted(path for folder in folders if (path := folder.with_name(f"{folder.name}.json")).is_file())
+
+
+def commit_of(paths: Sequence[str]) -> str:
+    """The commit that changed dvc.lock last.
+
+    Raises:
+        InputError: one of the paths differs from what is committed, or the history is not here.
+    """
+    if changed := _git("status", "--porcelain", "--", *paths):
+        raise InputError("card-uncommitted", f"a card names the commit that its numbers come from: commit these first\n{changed}")
+    if _git("rev-parse", "--is-shallow-repository") == "true":
+        raise InputError("card-shallow", "this clone lacks the history that says when dvc.lock was committed: `git fetch --unshallow`")
+    if not (commit := _git("log", "-1", "--format=%H", "--", str(LOCK))):
+        raise InputError("card-uncommitted", f"{LOCK} is not committed: commit it first")
+    return commit
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError("card-uncommitted", f"`git {' '.join(arguments[:2])}` failed: {done.stderr.strip()}")
+    return done.stdout.rstrip()
+
+
+def read_by_hand(path: Path) -> ByHand:
+    """Raises InputError when the file is missing or not of this form."""
+    try:
+        return ByHand.model_validate(YAML(typ="safe", pure=True).load(path))
+    except (OSError, YAMLError, ValidationError) as error:
+        fields = ", ".join(ByHand.model_fields)
+        raise InputError("card-by-hand", f"{path} can't be read as the fields {fields}: {error}") from None

@@ -1,0 +1,183 @@
+"""The model card says what dvc.lock, params, metrics and manifests say, and nothing else."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from qlora.card import render, untested
+from qlora.card.sources import Sources, changed_outputs, read_sources
+from qlora.dvc_files import recorded_outputs
+from qlora.manifest import sha256_of
+from qlora.params import Params
+from qlora.reproduction import changed_inputs
+from tests.pipeline.clone import Clone
+from tests.pipeline.test_verify import inside  # noqa: F401 - a fixture
+
+CARD = "reports/model_card.md"
+
+
+def leaves(record: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    parts = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else None
+    if parts is None:
+        yield path
+    else:
+        for name, part in parts:
+            yield from leaves(part, (*path, name))
+
+
+def with_other(record: Any, path: tuple[Any, ...]) -> Any:
+    """A copy in which the value at the path is another one of its kind."""
+    if not path:
+        return other(record)
+    copied = record.copy()
+    copied[path[0]] = with_other(copied[path[0]], path[1:])
+    return copied
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + type(value)(1)
+    return f"{value}0"
+
+
+@pytest.fixture
+def sources(inside: Clone) -> Sources:  # noqa: F811
+    return read_sources()
+
+
+def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> None:  # noqa: F811
+    assert "[card-missing]" in inside.run("python", "-m", "tools.card", "--check", fails=True)
+    inside.run("python", "-m", "tools.card")
+    assert inside.run("python", "-m", "tools.card", "--check") == f"{CARD} says what is computed\n"
+    text = Path(CARD).read_text(encoding="utf-8")
+    card = ModelCard(text)
+    tuned: Any = inside.json("metrics/evaluate.json")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("apache-2.0", "peft", "text-generation")
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {name: round(tuned[name], 6) for name in tuned["delta"]}
+    for md5 in recorded_outputs().values():
+        assert f"`{md5}`" in text
+    assert "Not proven" in text
+    assert "- Another seed: this is one training, with seed 42." in text
+    # A later commit of something else changes nothing; a card that was edited is named by its lines.
+    inside.commit("the card")
+    inside.run("python", "-m", "tools.card", "--check")
+    edited = text.replace(f"`{tuned['counts']['turns']:,}", "`").replace("LoRA of rank 16", "LoRA of rank 61")
+    Path(CARD).write_text(edited, encoding="utf-8")
+    output = inside.run("sh", "-c", "python -m tools.card --check; echo status $?")
+    assert "[card-differs]" in output
+    assert "-LoRA of rank 61" in output
+    assert "+LoRA of rank 16" in output
+    assert "status 2" in output
+
+
+def test_every_changed_metric_is_seen(sources: Sources) -> None:
+    tried = 0
+    for name, record in sources.metrics.items():
+        path = Path(f"metrics/{name}.json")
+        entries = [entry for entry in sources.entries if entry.path == str(path)]
+        for leaf in leaves(record):
+            path.write_text(json.dumps(with_other(record, leaf), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+            assert list(changed_outputs(entries)), (name, leaf)
+            tried += 1
+        path.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        assert not list(changed_outputs(entries))
+    assert tried > 300
+
+
+def test_every_changed_hash_is_seen(sources: Sources) -> None:
+    """Of dvc.lock, whether the file lies here or not, of the base model and of fetched data."""
+    text, tried = render(sources), 0
+    for stage in sources.stages:
+        for entry in stage.entries:
+            changed = entry._replace(md5=other(entry.md5))
+            alone = dataclasses.replace(stage, entries=[changed], dependencies=frozenset() if entry.is_output else frozenset([entry.path]))
+            assert [*changed_inputs([alone]), *changed_outputs([changed])], entry
+            entries = [changed if one == entry else one for one in stage.entries]
+            stages = [dataclasses.replace(one, entries=entries) if one.name == stage.name else one for one in sources.stages]
+            assert render(dataclasses.replace(sources, stages=stages)) != text, entry
+            tried += 1
+    for leaf in leaves(sources.base.files):
+        base = dataclasses.replace(sources.base, files=with_other(sources.base.files, leaf))
+        assert render(dataclasses.replace(sources, base=base)) != text, leaf
+        tried += 1
+    raw = {"data/raw/mine.json": {"repo_id": "org/mine", "revision": "a" * 40, "license": "mit", "files": {"a.parquet": {"bytes": 1, "sha256": "b"}}}}
+    fetched = dataclasses.replace(sources, raw=raw)
+    for leaf in leaves(raw):
+        assert render(dataclasses.replace(fetched, raw=with_other(raw, leaf))) != render(fetched), leaf
+    pinned = dataclasses.replace(sources, base=dataclasses.replace(sources.base, repo_id="org/base", revision="c" * 40))
+    assert "[org/base](https://huggingface.co/org/base)" in render(pinned)
+    assert ModelCard(render(pinned)).data.base_model == "org/base"
+    assert ModelCard(render(fetched)).data.datasets == ["org/mine"]
+    assert tried > 150
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # a null becomes a text, which not every param may be
+def test_every_changed_param_environment_and_word_is_seen(sources: Sources) -> None:
+    text, tried = render(sources), 0
+    values = sources.params.model_dump()
+    for section, key in ((path[0], path[1]) for path in leaves(values)):
+        part = getattr(sources.params, section).model_copy(update={key: other(values[section][key])})
+        changed: Params = sources.params.model_copy(update={section: part})
+        # A path that is not in dvc.lock is refused before anything is rendered.
+        if key not in ("train_file", "test_file"):
+            assert render(dataclasses.replace(sources, params=changed)) != text, (section, key)
+        tried += 1
+    for leaf in leaves(dict(sources.environment)):
+        assert render(dataclasses.replace(sources, environment=with_other(dict(sources.environment), leaf))) != text, leaf
+        tried += 1
+    for name in ("license", "language", "intended_use"):
+        by_hand = sources.by_hand.model_copy(update={name: ["xx"] if name == "language" else "something else"})
+        assert render(dataclasses.replace(sources, by_hand=by_hand)) != text, name
+    assert render(dataclasses.replace(sources, commit="f" * 40)) != text
+    assert tried > 100
+
+
+def test_what_was_run_on_this_adapter_is_in_the_card_and_what_was_run_on_another_is_not(inside: Clone) -> None:  # noqa: F811
+    def benchmark(adapter: str) -> str:
+        record = {"base": {"t": {"acc": 0.25}}, "tuned": {"t": {"acc": 0.5}}, "delta": {"t": {"acc": 0.25}}}
+        ran_on = {"adapter_sha256": {"adapter_model.safetensors": adapter}}
+        Path("metrics/benchmark.json").write_text(json.dumps({**record, "ran_on": ran_on}), encoding="utf-8")
+        inside.commit("benchmark")
+        return render(read_sources())
+
+    assert "| t | acc | 0.2500 | 0.5000 | +0.2500 |" in benchmark(sha256_of(Path("models/adapter/adapter_model.safetensors")))
+    assert "no standard benchmark was run on this adapter" in benchmark("0" * 64)
+
+
+def test_what_limits_the_measurement_is_said(sources: Sources) -> None:
+    def said(**changes: Any) -> str:
+        return "\n".join(untested(dataclasses.replace(sources, **changes)))
+
+    tuned = dict(sources.metrics["evaluate"])
+    assert "Categories with fewer than 30 answers" in said()
+    few = {**tuned, "counts": {**tuned["counts"], "not_chosen": 3, "too_long": 2}}
+    assert "5 of 8 test conversations: 3 not chosen" in said(metrics={**sources.metrics, "evaluate": few})
+    drawn = sources.params.model_copy(update={"evaluate": sources.params.evaluate.model_copy(update={"do_sample": True, "turns": "last"})})
+    assert "each answer was sampled once" in said(params=drawn)
+    assert "Answers before the last" in said(params=drawn)
+
+
+def test_a_card_of_what_does_not_belong_together_is_refused(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+    inside.set(runtime__progress=False)
+    assert "[card-uncommitted]" in inside.run("python", "-m", "tools.card", fails=True)
+    inside.set(train__seed=5)
+    output = inside.run("sh", "-c", "python -m tools.card; echo status $?")
+    assert "[card-stale]" in output
+    assert "train.seed is 5" in output
+    assert "status 2" in output
+    inside.run("git", "checkout", "--", "params.yaml")
+    kept = Path("models/card.yaml").read_text(encoding="utf-8")
+    Path("models/card.yaml").write_text("license: mit\n", encoding="utf-8")
+    assert "[card-by-hand]" in inside.run("python", "-m", "tools.card", fails=True)
+    Path("models/card.yaml").write_text(kept, encoding="utf-8")
+    inside.commit("another")
+    inside.run("git", "clone", "--quiet", "--depth", "1", f"file://{inside.path}", str(tmp_path / "shallow"))
+    assert "[card-shallow]" in Clone(tmp_path / "shallow").run("python", "-m", "tools.card", fails=True)
+    assert not (inside.path / CARD).exists()

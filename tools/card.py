@@ -1,0 +1,53 @@
+"""The model card of the adapter: reports/model_card.md, computed from dvc.lock, manifests, params, metrics and Git.
+
+    python -m tools.card              writes it
+    python -m tools.card --check      computes it again; exit code 2, with the lines that differ, when the written one says anything else
+
+Typed by hand are intended use, languages and licence alone, in models/card.yaml. What the numbers come from must be committed.
+"""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from qlora import command
+from qlora.card import render
+from qlora.card.sources import read_sources
+from qlora.errors import InputError
+from qlora.records import atomic_writers
+
+CARD = Path("reports/model_card.md")
+LINES_SHOWN = 20
+
+
+def check(written: str, computed: str) -> None:
+    """Raises InputError with the lines that differ."""
+    if written == computed:
+        return
+    lines = [
+        line
+        for line in difflib.unified_diff(written.splitlines(), computed.splitlines(), lineterm="", n=0)
+        if not line.startswith(("---", "+++", "@@"))
+    ]
+    shown = "\n".join(f"  {line}" for line in lines[:LINES_SHOWN]) + (f"\n  and {len(lines) - LINES_SHOWN} more" if len(lines) > LINES_SHOWN else "")
+    raise InputError("card-differs", f"{CARD} (-) is not what is computed (+); write it again with `python -m tools.card`:\n{shown}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare the written card with what is computed")
+    arguments = parser.parse_args()
+    if arguments.check and not CARD.is_file():
+        raise InputError("card-missing", f"{CARD} does not exist: `python -m tools.card` writes it")
+    computed = render(read_sources())
+    if arguments.check:
+        check(CARD.read_text(encoding="utf-8"), computed)
+        print(f"{CARD} says what is computed")
+        return
+    with atomic_writers([CARD]) as (file,):
+        file.write(computed.encode())
+    print(f"{CARD}: written; read it before you publish it")
+
+
+if __name__ == "__main__":
+    command.run(main)
