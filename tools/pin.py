@@ -7,10 +7,12 @@ Then set base_model.name to NAME. The manifest goes into Git, the weights stay w
 """
 
 import argparse
-import re
+import json
+from glob import escape
 from pathlib import Path
+from typing import Any
 
-from qlora import command
+from qlora import command, hub
 from qlora.errors import InputError, MachineError
 from qlora.manifest import LOADED_SUFFIXES, make_manifest
 from qlora.records import write_json
@@ -32,35 +34,41 @@ def link_weights(name: str, source: Path) -> None:
         raise InputError("pin-occupied", f"{link} is a folder of its own: move it away, or pin it with --path {link}")
 
 
-def download(repo_id: str, revision: str) -> Path:
-    """The folder of one commit in the Hub cache, downloaded where it is not there yet.
+def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
+    """The folder of one commit in the Hub cache, whole and as the Hub lists it, and that commit.
 
     Raises:
         InputError: the revision is a moving name, or the Hub does not give that repository at that commit.
-        MachineError: the Hub can't be reached.
+        MachineError: the Hub can't be reached, or sends what it does not list.
     """
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InputError(
-            "pin-revision",
-            f"--revision {revision!r} is not a commit: a branch or tag can move, give the 40 hex digits that the repository's page shows",
-        )
+    commit = hub.read_commit(repo_id, revision, "model")
+    files = [file for file in commit.files if "/" not in file.path and Path(file.path).suffix in LOADED_SUFFIXES]
+    if not any(file.path.endswith(".safetensors") for file in files):
+        raise InputError("base-model-no-weights", f"{repo_id} holds no .safetensors file: only safetensors weights are loaded")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that --path need not pay
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
 
+    blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
+    for file in files:
+        hub.download(commit, file, blobs / file.digest)
+    # The cache's own library gives the contents their names; it finds all of them there.
+    with hub.told(repo_id, revision):
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint()))
+    for file in files:
+        path = folder / file.path
+        if not (path.exists() and path.samefile(blobs / file.digest)) and not hub.holds(path, file):
+            raise MachineError("hub-damaged", f"{path} is not what the Hub lists: remove {folder} and run again")
+    return folder, commit
+
+
+def write_manifest(path: Path, record: dict[str, Any]) -> None:
+    """Write it, unless one that says the same but for the licence lies there: the stages depend on its bytes."""
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[f"*{suffix}" for suffix in LOADED_SUFFIXES]))
-    except GatedRepoError as error:
-        raise InputError("hub-gated", f"{repo_id} is gated: accept its terms on its page and set HF_TOKEN ({error})") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise InputError("hub-not-found", f"the Hub has no {repo_id} at {revision} that this account may read: {error}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MachineError("hub-unreachable", f"{repo_id} can't be downloaded: {error}. Try again; what arrived is kept.") from None
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = None
+    if not isinstance(known, dict) or {**known, "license": None} != {**record, "license": None}:
+        write_json(path, record)
 
 
 def main() -> None:
@@ -71,13 +79,13 @@ def main() -> None:
     source.add_argument("--repo-id", help="ORG/NAME on the Hub")
     parser.add_argument("--revision", help="commit of the Hub repository, 40 hex digits")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.name):
+    if not hub.NAME.fullmatch(arguments.name):
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
-    weights = arguments.path or download(arguments.repo_id, arguments.revision or "")
+    weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision or "")
     manifest = make_manifest(weights, arguments.repo_id, arguments.revision)
     link_weights(arguments.name, weights)
     path = FOLDER / f"{arguments.name}.json"
-    write_json(path, manifest.record())
+    write_manifest(path, {**manifest.record(), **({"license": commit.license} if commit and commit.license else {})})
     total = sum(entry["bytes"] for entry in manifest.files.values())
     print(f"{path}: {len(manifest.files)} files, {total / 1e6:,.1f} MB. Commit it, and set base_model.name: {arguments.name}")
 

@@ -5,110 +5,115 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
+
 ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"a pickle", "README.md": b"words"}
-
-
-class Hub(BaseHTTPRequestHandler):
-    """One repository, org/name, at one commit; org/gated asks for consent."""
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        self.server.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if "org/gated" in path:
-            return self.send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "consent"}, body=body)
-        if path == f"/api/models/org/name/revision/{COMMIT}":
-            info = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]}
-            return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
-        if path.startswith("/api/models/org/name/tree/"):
-            tree = [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for name, data in FILES.items()]
-            return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body=body)
-        prefix = f"/org/name/resolve/{COMMIT}/"
-        if path.startswith(prefix) and path.removeprefix(prefix) in FILES:
-            data = FILES[path.removeprefix(prefix)]
-            return self.send(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, body=body)
-        return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
-
-    def send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the test's own output is enough."""
+WEIGHTS = bytes(range(256)) * 1024
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"a pickle",
+    "README.md": b"words",
+    "onnx/config.json": b"{}",
+    "original/model.safetensors": b"the same once more",
+}
 
 
 @pytest.fixture
-def hub() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server(tmp_path: Path) -> Iterator[FakeHub]:
+    (tmp_path / "models/base").mkdir(parents=True)
+    with serving() as state:
+        state.repositories["models", "org/name"] = Repository(dict(FILES), {"license": "apache-2.0"})
+        yield state
 
 
-def pin(root: Path, hub: ThreadingHTTPServer, repo_id: str) -> subprocess.CompletedProcess[str]:
-    """The tool as a process: huggingface_hub reads its endpoint once, at import."""
+def pin(root: Path, endpoint: str, repo_id: str = "org/name") -> subprocess.CompletedProcess[str]:
+    """The tool as a process: huggingface_hub reads where its cache is once, at import."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_ENDPOINT": endpoint,
         "HF_HOME": str(root / "hub"),
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "tools.pin", "mine", "--repo-id", repo_id, "--revision", COMMIT]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
-    (tmp_path / "models/base").mkdir(parents=True)
-    done = pin(tmp_path, hub, "org/name")
+def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path: Path, server: FakeHub) -> None:
+    done = pin(tmp_path, server.endpoint)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "models/base/mine.json").read_text(encoding="utf-8"))
-    assert (manifest["repo_id"], manifest["revision"]) == ("org/name", COMMIT)
+    assert (manifest["repo_id"], manifest["revision"], manifest["license"]) == ("org/name", COMMIT, "apache-2.0")
     assert manifest["files"] == {
         name: {"bytes": len(FILES[name]), "sha256": hashlib.sha256(FILES[name]).hexdigest()} for name in ("config.json", "model.safetensors")
     }
-    assert (tmp_path / "models/base/mine/model.safetensors").read_bytes() == b"weights"
-    assert not any("pytorch_model.bin" in path for path in hub.asked)
+    weights = tmp_path / "models/base/mine/model.safetensors"
+    assert weights.read_bytes() == WEIGHTS
+    assert not any(name in request.path for name in ("pytorch_model.bin", "onnx", "original") for request in server.asked)
+    assert all("authorization" not in request.headers for request in server.asked if request.on_cdn)
+
+    # A damaged file in the cache is brought again; a manifest that says the same, written before licences were, keeps its bytes.
+    del manifest["license"]
+    earlier = json.dumps(manifest)
+    (tmp_path / "models/base/mine.json").write_text(earlier, encoding="utf-8")
+    blob = weights.resolve()
+    blob.write_bytes(b"!" + WEIGHTS[1:])
+    done = pin(tmp_path, server.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert blob.read_bytes() == WEIGHTS
+    assert (tmp_path / "models/base/mine.json").read_text(encoding="utf-8") == earlier
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert kept == []
 
 
-@pytest.mark.parametrize(("repo_id", "code", "hint"), [("org/gated", "hub-gated", "HF_TOKEN"), ("org/absent", "hub-not-found", "org/absent")])
-def test_what_the_hub_refuses_is_said_in_one_message(tmp_path: Path, hub: ThreadingHTTPServer, repo_id: str, code: str, hint: str) -> None:
-    done = pin(tmp_path, hub, repo_id)
+def test_a_broken_download_goes_on_when_run_again(tmp_path: Path, server: FakeHub) -> None:
+    server.faults += [Fault("model.safetensors", "broken", times=1), Fault("model.safetensors", 403)]
+    done = pin(tmp_path, server.endpoint)
+    assert (done.returncode, "[hub-denied]" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert list((tmp_path / "models/base").iterdir()) == []
+    server.faults.clear()
+    server.asked.clear()
+    done = pin(tmp_path, server.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert server.ranges() == [f"bytes={len(WEIGHTS) // 2}-"]
+    assert (tmp_path / "models/base/mine/model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("kind", ["wrong", "pointer"])
+def test_other_bytes_never_get_a_manifest(tmp_path: Path, server: FakeHub, kind: str) -> None:
+    server.faults.append(Fault("model.safetensors", kind))
+    done = pin(tmp_path, server.endpoint)
+    assert (done.returncode, "[hub-damaged]" in done.stderr, "Traceback" in done.stderr) == (3, True, False), done.stderr
+    assert list((tmp_path / "models/base").iterdir()) == []
+    assert not any(path.read_bytes() == pointer(WEIGHTS) for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "code", "hint"),
+    [("org/gated", "hub-gated", "HF_TOKEN"), ("org/absent", "hub-not-found", "org/absent"), ("org/empty", "base-model-no-weights", "safetensors")],
+)
+def test_what_the_hub_refuses_is_said_in_one_message(tmp_path: Path, server: FakeHub, repo_id: str, code: str, hint: str) -> None:
+    server.repositories["models", "org/gated"] = Repository(dict(FILES))
+    server.repositories["models", "org/empty"] = Repository({"pytorch_model.bin": b"a pickle"})
+    server.faults.append(Fault("/org/gated/resolve/", 403, headers={"X-Error-Code": "GatedRepo", "X-Error-Message": "consent"}))
+    done = pin(tmp_path, server.endpoint, repo_id)
     assert done.returncode == 2
     assert f"[{code}]" in done.stderr
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "models").exists()
+    assert list((tmp_path / "models/base").iterdir()) == []
 
 
-def test_a_hub_that_does_not_answer_is_exit_code_3(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
-    class Gone:
-        server_port = 9  # discard: nothing listens there
-
-    done = pin(tmp_path, Gone, "org/name")
+def test_a_hub_that_does_not_answer_is_exit_code_3(tmp_path: Path) -> None:
+    # Discard: nothing listens there.
+    done = pin(tmp_path, "http://127.0.0.1:9")
     assert done.returncode == 3, done.stderr
     assert "[hub-unreachable]" in done.stderr
     assert "Traceback" not in done.stderr

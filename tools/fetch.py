@@ -1,0 +1,166 @@
+"""Fetch a data set of the Hugging Face Hub at one commit into data/raw/NAME, and track it with DVC.
+
+    python -m tools.fetch ORG/NAME --revision <40 hex>
+    python -m tools.fetch ORG/NAME --revision <40 hex> --files 'data/train-*' --name NAME-train      some files, in a folder of their own
+
+Every file is compared with the Hub's own sha256 or Git sum before it comes to its place; a download that broke off goes on when the command is run
+again. Writes data/raw/NAME.source.json (source, licence, and sha256 of every file; it goes into Git) and runs `dvc add`. HF_ENDPOINT names a mirror,
+HF_TOKEN opens what is gated or private. docs/hub.md has a worked example.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from qlora import command, hub
+from qlora.errors import InputError, MachineError
+from qlora.hub import HubFile
+from qlora.locks import try_lock
+from qlora.manifest import sha256_of
+from qlora.records import write_json
+
+RAW = Path("data/raw")
+LINES_SHOWN = 10
+
+
+def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, force: bool) -> Path:
+    """Bring the files to data/raw/NAME, as a whole, and write its manifest.
+
+    Args:
+        patterns: Of paths in the repository, as a shell has them; none means all.
+        force: Replace a folder that holds something else.
+
+    Raises:
+        InputError: the Hub does not give that, or something else lies there.
+        MachineError: the Hub can't be reached, or sends what it does not list.
+    """
+    commit = hub.read_commit(repo_id, revision, "dataset")
+    files = [file for file in commit.files if not patterns or any(fnmatchcase(file.path, pattern) for pattern in patterns)]
+    if not files:
+        listed = ", ".join(file.path for file in commit.files[:LINES_SHOWN]) or "nothing"
+        raise InputError("fetch-nothing", f"no file of {repo_id} is called like {' or '.join(patterns) or 'anything'}: it holds {listed}")
+    folder = RAW / name
+    problems = _differences(folder, files) if folder.exists() else []
+    if problems and (not force or _is_in_git(folder)):
+        shown = "".join(f"\n  {problem}" for problem in problems[:LINES_SHOWN])
+        raise InputError(
+            "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
+        )
+    if problems or not folder.exists():
+        _bring(commit, files, folder)
+    entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
+    write_json(source_of(folder), {"repo_id": repo_id, "revision": revision, "license": commit.license, "files": entries})
+    return folder
+
+
+def source_of(folder: Path) -> Path:
+    """The manifest of a fetched folder."""
+    return folder.with_name(f"{folder.name}.source.json")
+
+
+def _differences(folder: Path, files: Sequence[HubFile]) -> list[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    listed = {file.path: file for file in files}
+    wrong = [f"{name} is missing" for name in sorted(set(listed) - found)] + [f"{name} is not among them" for name in sorted(found - set(listed))]
+    return wrong + [f"{name} has other bytes" for name in sorted(found & set(listed)) if not hub.holds(folder / name, listed[name])]
+
+
+def _is_in_git(folder: Path) -> bool:
+    done = subprocess.run(["git", "ls-files", "--", str(folder)], capture_output=True, text=True, check=False)
+    return bool(done.stdout.strip())
+
+
+def _bring(commit: hub.Commit, files: Sequence[HubFile], folder: Path) -> None:
+    """Download beside the place, then move the whole folder there."""
+    # Hidden: no folder of raw data is read with it. What is in it stays for the next try.
+    staging, replaced = folder.with_name(f".{folder.name}.fetch"), folder.with_name(f".{folder.name}.replaced")
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(RAW / f".{folder.name}.lock")
+    if lock is None:
+        raise MachineError("fetch-running", f"another process fetches {folder}: wait for it, or end it")
+    with lock:
+        content = staging / "content"
+        for file in files:
+            hub.download(commit, file, content / file.path)
+        _remove_others(content, {content / file.path for file in files})
+        _remove(replaced)
+        if folder.exists() or folder.is_symlink():
+            folder.rename(replaced)
+        content.rename(folder)
+        for left in (replaced, staging, Path(lock.name)):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_others(folder: Path, wanted: set[Path]) -> None:
+    """What a try with other --files left."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif not path.is_dir() and path not in wanted:
+            path.unlink()
+
+
+def track(folder: Path) -> None:
+    """`dvc add`.
+
+    Raises:
+        MachineError: DVC can't; the message ends with its own.
+    """
+    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip()[-1000:]
+        raise MachineError(
+            "fetch-dvc", f"{folder} is whole, but `dvc add {folder}` failed. Mend that and run again; nothing is fetched twice.\n{said}"
+        )
+
+
+def advice(folder: Path) -> list[str]:
+    """What params.yaml should say, where the names leave no doubt."""
+    from qlora.raw_rows import files_of  # noqa: PLC0415 - pyarrow, which --help need not load
+
+    try:
+        data = files_of(folder)
+    except InputError:
+        return [f"no file in {folder} is one that prepare reads: convert it to parquet or jsonl"]
+    chosen = {split: [path for path in data if PurePosixPath(path).name.startswith(split)] for split in ("train", "test")}
+    if all(len(paths) == 1 for paths in chosen.values()):
+        return ["set in params.yaml:", *(f"  data.{split}_file: {paths[0]}" for split, paths in chosen.items())]
+    shown = [f"  {path}" for path in data[:LINES_SHOWN]] + ([f"  and {len(data) - LINES_SHOWN} more"] if len(data) > LINES_SHOWN else [])
+    return [
+        "set data.train_file and data.test_file in params.yaml, each to one file or to one folder (--files with --name makes one of some files):",
+        *shown,
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repo_id", help="ORG/NAME on the Hub")
+    parser.add_argument("--revision", required=True, help="commit of the Hub repository, 40 hex digits")
+    parser.add_argument("--files", nargs="+", default=[], metavar="GLOB", help="only these, such as 'data/*.parquet'; * matches / too")
+    parser.add_argument("--name", help="folder below data/raw; NAME of ORG/NAME without it")
+    parser.add_argument("--force", action="store_true", help="replace a folder that holds something else")
+    arguments = parser.parse_args()
+    name = arguments.name or arguments.repo_id.rpartition("/")[2]
+    if not hub.NAME.fullmatch(name) or name.endswith((".dvc", ".partial")):
+        raise InputError("fetch-name", f"{name!r} can't be a folder below {RAW}: letters, digits, '.', '_' and '-' only; give --name")
+    if not Path(".dvc").is_dir():
+        raise InputError("fetch-dvc", f"{Path.cwd()} is no DVC repository: run from the repository's root")
+    folder = fetch(arguments.repo_id, arguments.revision, name, arguments.files, force=arguments.force)
+    track(folder)
+    print(f"{folder} holds {arguments.repo_id} at {arguments.revision}. Now `git add {folder}.dvc {source_of(folder)}`, and")
+    print("\n".join(advice(folder)))
+
+
+if __name__ == "__main__":
+    command.run(main)
