@@ -205,7 +205,15 @@ def left_behind() -> Iterator[Finding]:
                 f"{folder} holds checkpoints of a training that was stopped: the same data, params and code go on from them, another run never does",
                 f"dvc repro   # or, to throw them away: rm -rf {folder}",
             )
-    partial = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
+    downloads = [path for path in Path("data/raw").glob(".*.fetch") if not is_locked(path.with_suffix(".lock"))]
+    for folder in downloads:
+        name = folder.name[1:].removesuffix(".fetch")
+        yield Finding(
+            f"{folder} holds a download that broke off: the same `python -m tools.fetch` goes on with it",
+            f"rm -rf {shlex.quote(str(folder))}   # throws data/raw/{name} away as far as it came",
+        )
+    places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
+    partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts)]
     if partial and not _running("stages."):
         yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(shlex.quote(str(path)) for path in partial)}")
 
