@@ -158,7 +158,9 @@ def main() -> None:
         raise InputError("fetch-dvc", f"{Path.cwd()} is no DVC repository: run from the repository's root")
     folder = fetch(arguments.repo_id, arguments.revision, name, arguments.files, force=arguments.force)
     track(folder)
-    print(f"{folder} holds {arguments.repo_id} at {arguments.revision}. Now `git add {folder}.dvc {source_of(folder)}`, and")
+    ignored = RAW / ".gitignore"
+    for_git = [f"{folder}.dvc", str(source_of(folder)), *([str(ignored)] if ignored.exists() else [])]
+    print(f"{folder} holds {arguments.repo_id} at {arguments.revision}. Now `git add {' '.join(for_git)}`, and")
     print("\n".join(advice(folder)))
 
 

@@ -102,7 +102,9 @@ def test_a_data_set_comes_to_its_place_with_its_source_and_is_tracked(call: Call
     }
     assert sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()) == sorted(names)
     assert YAML(typ="safe").load(Path("data/raw/name.dvc"))["outs"][0]["md5"] == md5_of(FOLDER)
-    assert seen_by_git() - {"data/raw/.gitignore"} == {"data/raw/name.dvc", "data/raw/name.source.json"}
+    tracked = {"data/raw/name.dvc", "data/raw/name.source.json", "data/raw/.gitignore"}
+    assert seen_by_git() == tracked
+    assert set(shown.partition("`git add ")[2].partition("`")[0].split()) == tracked
     assert sorted(path.name for path in Path("data/raw").iterdir() if path.name != ".gitignore") == ["name", "name.dvc", "name.source.json"]
     assert not any("authorization" in request.headers for request in server.asked if request.on_cdn)
 
