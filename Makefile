@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 HASHES ?=
+# Processes of `make test`. Their threads must not spin while they wait: others need the core.
+JOBS ?= 2
 
 # Stages are run as `python -m ...` by dvc: the environment comes first on PATH.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -21,7 +23,7 @@ repro: $(READY) ## Run the pipeline: only stages whose inputs changed
 	dvc repro
 
 test: $(READY_DEV) ## Run all tests
-	python -m pytest
+	GOMP_SPINCOUNT=0 python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(READY_DEV) ## Format, lint and types
 	ruff format --check .

@@ -72,7 +72,8 @@ def _opening(sources: Sources) -> Iterator[str]:
 
 def _base(sources: Sources) -> str:
     if sources.base.repo_id:
-        return f"[{sources.base.repo_id}](https://huggingface.co/{sources.base.repo_id}) at commit `{sources.base.revision}`"
+        link = f"[{sources.base.repo_id}](https://huggingface.co/{sources.base.repo_id})"
+        return f"{link} at commit `{sources.base.revision}`, licence {sources.base_license or 'not stated'}"
     return f"`{sources.params.base_model.name}`, a base model of the repository's own"
 
 

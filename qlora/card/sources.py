@@ -42,8 +42,10 @@ class Sources:
     params: Params
     stages: Sequence[Stage]
     base: Manifest
+    base_license: str | None
+    """As the Hub's card of the base model said when it was pinned."""
     raw: Mapping[str, Mapping[str, Any]]
-    """data/raw/NAME.json of each data set that tools.fetch brought."""
+    """data/raw/NAME.source.json of each data set that tools.fetch brought."""
     metrics: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Mapping[str, Any]]
     found: Mapping[str, Mapping[str, Any]]
@@ -70,12 +72,14 @@ def read_sources() -> Sources:
         raise InputError("card-stale", f"{LOCK} records something else than is here: bring it back, or run `dvc repro` and commit:\n{listed}")
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock)}
+    pinned = Path(f"models/base/{values.base_model.name}.json")
     raw = {str(path): read_record(path) for path in _raw_manifests(values)}
     return Sources(
         by_hand=read_by_hand(BY_HAND),
         params=values,
         stages=chosen,
-        base=read_manifest(Path(f"models/base/{values.base_model.name}.json")),
+        base=read_manifest(pinned),
+        base_license=read_record(pinned).get("license"),
         raw=raw,
         metrics={name: read_record(Path(f"metrics/{name}.json")) for name in METRICS},
         environment=read_record(Path("metrics/environment.json")),
@@ -103,9 +107,9 @@ def _is_of_this(record: Mapping[str, Any], lock: str) -> bool:
 
 
 def _raw_manifests(values: Params) -> list[Path]:
-    """data/raw/NAME.json of what the raw paths lie in."""
+    """data/raw/NAME.source.json of what the raw paths lie in."""
     folders = {Path(*Path(path).parts[:3]) for path in (values.data.train_file, values.data.test_file)}
-    return sorted(path for folder in folders if (path := folder.with_name(f"{folder.name}.json")).is_file())
+    return sorted(path for folder in folders if (path := folder.with_name(f"{folder.name}.source.json")).is_file())
 
 
 def commit_of(paths: Sequence[str]) -> str:

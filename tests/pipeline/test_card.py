@@ -68,6 +68,8 @@ def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> Non
     # A later commit of something else changes nothing; a card that was edited is named by its lines.
     inside.commit("the card")
     inside.run("python", "-m", "tools.card", "--check")
+    listed = inside.run("python", "-m", "tools.publish", "--repo-id", "org/name", "--dry-run")
+    assert all(name in listed for name in ("README.md", "LICENSE", "adapter_model.safetensors"))
     edited = text.replace(f"`{tuned['counts']['turns']:,}", "`").replace("LoRA of rank 16", "LoRA of rank 61")
     Path(CARD).write_text(edited, encoding="utf-8")
     output = inside.run("sh", "-c", "python -m tools.card --check; echo status $?")
@@ -107,11 +109,19 @@ def test_every_changed_hash_is_seen(sources: Sources) -> None:
         base = dataclasses.replace(sources.base, files=with_other(sources.base.files, leaf))
         assert render(dataclasses.replace(sources, base=base)) != text, leaf
         tried += 1
-    raw = {"data/raw/mine.json": {"repo_id": "org/mine", "revision": "a" * 40, "license": "mit", "files": {"a.parquet": {"bytes": 1, "sha256": "b"}}}}
+    raw = {
+        "data/raw/mine.source.json": {
+            "repo_id": "org/mine",
+            "revision": "a" * 40,
+            "license": "mit",
+            "files": {"a.parquet": {"bytes": 1, "sha256": "b"}},
+        }
+    }
     fetched = dataclasses.replace(sources, raw=raw)
     for leaf in leaves(raw):
         assert render(dataclasses.replace(fetched, raw=with_other(raw, leaf))) != render(fetched), leaf
-    pinned = dataclasses.replace(sources, base=dataclasses.replace(sources.base, repo_id="org/base", revision="c" * 40))
+    pinned = dataclasses.replace(sources, base=dataclasses.replace(sources.base, repo_id="org/base", revision="c" * 40), base_license="llama3")
+    assert f"at commit `{'c' * 40}`, licence llama3" in render(pinned)
     assert "[org/base](https://huggingface.co/org/base)" in render(pinned)
     assert ModelCard(render(pinned)).data.base_model == "org/base"
     assert ModelCard(render(fetched)).data.datasets == ["org/mine"]
