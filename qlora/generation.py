@@ -1,6 +1,6 @@
 """Answers of a model to prompts: batched, sorted by length, cut where a turn ends."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,20 @@ def batches_of(prompts: Sequence[Sequence[int]], batch_size: int, most: int | No
     return alone + [order[start : start + batch_size] for start in range(len(alone), len(order), batch_size)]
 
 
+def answer_config(params: EvaluateParams, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> GenerationConfig:
+    """How the params say that answers are made, but for where they are cut: evaluation, chat and a served model have it from here."""
+    return GenerationConfig(
+        do_sample=params.do_sample,
+        # Without sampling transformers warns of values that it would not read.
+        temperature=params.temperature if params.do_sample else None,
+        top_p=params.top_p if params.do_sample else None,
+        top_k=0 if params.do_sample else None,
+        eos_token_id=list(stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -54,16 +68,7 @@ def generate(
         context: Most tokens of prompt and answer together.
         done: Called with the number of prompts answered, after each batch.
     """
-    config = GenerationConfig(
-        do_sample=params.do_sample,
-        # Without sampling transformers warns of values that it would not read.
-        temperature=params.temperature if params.do_sample else None,
-        top_p=params.top_p if params.do_sample else None,
-        top_k=0 if params.do_sample else None,
-        eos_token_id=list(stop_ids),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    config = answer_config(params, tokenizer, stop_ids)
     # What this config leaves open, generate would take from the model's own: a repetition penalty, say, that no param shows.
     model.generation_config = config
     answers: dict[int, Answer] = {}
@@ -71,7 +76,7 @@ def generate(
         torch.manual_seed((seed << 20) + number)
         config.max_new_tokens = min(params.max_new_tokens, context - max(len(prompts[index]) for index in batch))
         new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
-        answers |= {index: _answer(tokenizer, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
+        answers |= {index: answer_of(tokenizer, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
         done(len(batch))
     return answers
 
@@ -89,7 +94,8 @@ def _generate_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], co
     return new_ids
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: set[int]) -> Answer:
+def answer_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Collection[int]) -> Answer:
+    """New token ids as an answer: cut at the first stop token."""
     end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
     text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
     return Answer(str(text).strip(), stopped=end is not None, tokens=len(ids) if end is None else end)
