@@ -88,7 +88,7 @@ def changed_inputs(chosen: Sequence[Stage]) -> Iterator[str]:
         for path, md5 in dependencies.items():
             if path not in rebuilt and (found := md5_of(Path(path)) if Path(path).exists() else "not there") != md5:
                 yield f"{path}: {found}, {LOCK} says {md5} ({stage.name})"
-        for place, locked in _flat(stage.locked.get("params", {}).get(str(PARAMS), {})).items():
+        for place, locked in flat(stage.locked.get("params", {}).get(str(PARAMS), {})).items():
             if (found := _at(values, place)) != locked:
                 yield f"{PARAMS}: {place} is {found!r}, {LOCK} says {locked!r} ({stage.name})"
     yield from _changed_base_model(chosen)
@@ -104,11 +104,11 @@ def _changed_base_model(chosen: Sequence[Stage]) -> Iterator[str]:
             yield error.message
 
 
-def _flat(record: Any, place: str = "") -> dict[str, Any]:
+def flat(record: Any, place: str = "") -> dict[str, Any]:
     """Values by their dotted place; lists whole."""
     if not isinstance(record, Mapping):
         return {place: record}
-    return {path: value for name, part in record.items() for path, value in _flat(part, f"{place}.{name}" if place else str(name)).items()}
+    return {path: value for name, part in record.items() for path, value in flat(part, f"{place}.{name}" if place else str(name)).items()}
 
 
 def _at(values: Any, place: str) -> Any:
@@ -212,7 +212,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    old, new = _flat(before), _flat(after)
+    old, new = flat(before), flat(after)
     for place in sorted(old.keys() | new.keys()):
         if old.get(place) != new.get(place):
             yield f"{place} was {old.get(place)!r}, is {new.get(place)!r}"

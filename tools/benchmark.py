@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora import command, params
+from qlora.dvc_files import md5_of
 from qlora.errors import InputError, MachineError
 from qlora.manifest import sha256_of
 from qlora.params import Params
@@ -63,7 +64,7 @@ def benchmark(values: Params, arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "ran_on": {
             "base_model": {"name": values.base_model.name, "manifest_sha256": sha256_of(manifest), **values.base_model.model_dump()},
-            "adapter_sha256": {path.name: sha256_of(path) for path in sorted(ADAPTER.iterdir())},
+            "adapter": {"dvc_md5": md5_of(ADAPTER), "sha256": {path.name: sha256_of(path) for path in sorted(ADAPTER.iterdir())}},
             "documents_sha256": {task: _hash_of(samples) for task, samples in found["tuned"]["samples"].items()},
             "task_versions": found["tuned"]["versions"],
             "documents": {task: counts["effective"] for task, counts in found["tuned"]["n-samples"].items()},

@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora.card.sources import Sources
 from qlora.dvc_files import Recorded
+from qlora.reproduction import flat
 
 FEW_TURNS = 30
 """Answers of a category below which its numbers are called uncertain."""
@@ -34,7 +35,9 @@ def _front_matter(sources: Sources) -> str:
             metric_type=name,
             metric_value=round(sources.metrics["evaluate"][name], 6),
         )
-        for name in sources.metrics["evaluate"]["delta"]
+        for name, row in sources.metrics["evaluate"]["delta"].items()
+        # The others describe answers; no value of them is better.
+        if "p_better" in row
     ]
     data = ModelCardData(
         license=sources.by_hand.license,
@@ -184,23 +187,28 @@ def _training(sources: Sources) -> Iterator[str]:
     losses = ", ".join(f"{name} loss {row['last']:.4f} (least {row['min']:.4f})" for name, row in sorted(record["loss"].items(), reverse=True))
     yield f"{record['steps']:,} updates, of which the adapter is number {record['published_step']:,}; {losses}, in nats a token."
     if "merge" in sources.found:
-        merge = sources.found["merge"]
         yield ""
-        yield "Merged into the base model: " + ", ".join(f"{name} {_number(value)}" for name, value in sorted(_numbers(merge).items())) + "."
+        yield from _merge(sources.found["merge"])
     yield ""
     yield "Made with:"
     yield ""
-    for stage, row in sources.environment.items():
-        yield f"- {stage}: {_sentence(row)}"
+    facts = {stage: flat(row) for stage, row in sources.environment.items()}
+    yield from _table(
+        ("", *facts),
+        ((name, *(_shown(row.get(name)) for row in facts.values())) for name in sorted({name for row in facts.values() for name in row})),
+    )
 
 
-def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in record.get("equivalence", record).items() if isinstance(value, int | float)}
+def _merge(record: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"Merged into the base model in {record['ran_on']['merged']['dtype']} (`python -m tools.merge`): KL {record['kl_mean']:.3g} nats per token, "
+        f"{record['kl_max']:.3g} at most; likeliest token equal at {record['argmax_agreement']:.2%} of {record['tokens']:,} tokens, greedy answers "
+        f"the same {record['answers_equal']:.2%} of {record['answers']:,}; nll {record['nll_adapter']:.6f}, merged {record['nll_merged']:.6f}."
+    )
 
 
-def _sentence(record: Mapping[str, Any]) -> str:
-    """Nested values in one line."""
-    return ", ".join(f"{name} ({_sentence(value)})" if isinstance(value, Mapping) else f"{name} {value}" for name, value in record.items())
+def _shown(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _not_tested(sources: Sources) -> Iterator[str]:

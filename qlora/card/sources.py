@@ -14,13 +14,13 @@ from ruamel.yaml.error import YAMLError
 from qlora import params
 from qlora.dvc_files import LOCK, Recorded, md5_of
 from qlora.errors import InputError
-from qlora.manifest import Manifest, read_manifest, sha256_of
+from qlora.manifest import Manifest, read_manifest
 from qlora.params import Params
 from qlora.params.section import Section
 from qlora.reproduction import Stage, changed_inputs, read_record, stages
 
 BY_HAND = Path("models/card.yaml")
-WEIGHTS = Path("models/adapter/adapter_model.safetensors")
+ADAPTER = "models/adapter"
 METRICS = ("prepare", "train", "baseline", "evaluate")
 OPTIONAL = {"benchmark": "metrics/benchmark.json", "merge": "metrics/merge.json", "reproduction": "reports/reproduction.json"}
 
@@ -70,8 +70,9 @@ def read_sources() -> Sources:
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong)
         raise InputError("card-stale", f"{LOCK} records something else than is here: bring it back, or run `dvc repro` and commit:\n{listed}")
+    adapter = next(entry.md5 for stage in chosen for entry in stage.entries if entry.is_output and entry.path == ADAPTER)
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock)}
+    found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock, adapter)}
     pinned = Path(f"models/base/{values.base_model.name}.json")
     raw = {str(path): read_record(path) for path in _raw_manifests(values)}
     return Sources(
@@ -84,7 +85,20 @@ def read_sources() -> Sources:
         metrics={name: read_record(Path(f"metrics/{name}.json")) for name in METRICS},
         environment=read_record(Path("metrics/environment.json")),
         found=found,
-        commit=commit_of(["dvc.lock", "dvc.yaml", "params.yaml", "metrics", "stages", "qlora", "requirements.txt", "models/base", *map(str, raw)]),
+        commit=commit_of(
+            [
+                "dvc.lock",
+                "dvc.yaml",
+                "params.yaml",
+                "metrics",
+                "stages",
+                "qlora",
+                "requirements.txt",
+                "models/base",
+                OPTIONAL["reproduction"],
+                *map(str, raw),
+            ]
+        ),
     )
 
 
@@ -98,12 +112,11 @@ def changed_outputs(entries: Iterable[Recorded]) -> Iterator[str]:
                 yield f"{path}: {found}, {LOCK} says {entry.md5}"
 
 
-def _is_of_this(record: Mapping[str, Any], lock: str) -> bool:
-    """Whether a benchmark, merge or reproduction is of the adapter that dvc.lock records."""
-    if "dvc_lock_sha256" in record:
-        return bool(record["dvc_lock_sha256"] == lock)
-    ran_on = record.get("ran_on", record)
-    return WEIGHTS.is_file() and ran_on.get("adapter_sha256", {}).get(WEIGHTS.name) == sha256_of(WEIGHTS)
+def _is_of_this(record: Mapping[str, Any], lock: str, adapter: str) -> bool:
+    """Whether a reproduction is of this dvc.lock, a benchmark or merge of the adapter that it records."""
+    if "ran_on" in record:
+        return bool(record["ran_on"].get("adapter", {}).get("dvc_md5") == adapter)
+    return bool(record.get("dvc_lock_sha256") == lock)
 
 
 def _raw_manifests(values: Params) -> list[Path]:

@@ -55,8 +55,9 @@ def test_the_harness_hears_the_answers_of_the_evaluation_and_says_on_what_it_ran
     assert "mine exact_match" in output
     ran_on = record["ran_on"]
     assert ran_on["task_versions"] == {"mine": 7}
-    for name, digest in ran_on["adapter_sha256"].items():
+    for name, digest in ran_on["adapter"]["sha256"].items():
         assert hashlib.sha256((built.path / "models/adapter" / name).read_bytes()).hexdigest() == digest
+    assert ran_on["adapter"]["dvc_md5"] in (built.path / "dvc.lock").read_text(encoding="utf-8")
     assert ran_on["base_model"]["manifest_sha256"] == hashlib.sha256((built.path / "models/base/tiny.json").read_bytes()).hexdigest()
     assert built.run("dvc", "status") == "Data and pipelines are up to date.\n"
 
