@@ -20,7 +20,7 @@ MARK = "-- the command ended with"
 CUT = "[...]"
 
 
-class Failed(Exception):  # noqa: N818 - what happened, not what is raised
+class Failed(Exception):  # noqa: N818 - what happened
     """A command ended with another status than 0."""
 
 
