@@ -18,13 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from qlora import base_model, hardware, params
+from qlora import base_model, gpus, hardware, params
 from qlora.errors import InputError, MachineError, StoppedError, UserFacingError
 from qlora.interruption import LAUNCHER, SIGNALS, handle
 from qlora.machines import Meeting, Work, next_work, say_ended
+from qlora.manifest import project_root
 from qlora.params import Params
+from qlora.params.hardware import HardwareParams
 from qlora.ranks import LOST
 from qlora.terminal import visible
 
@@ -43,19 +46,41 @@ def is_rank() -> bool:
 def begin_processes(module: str, values: Params, manifests: Path, count: int) -> None:
     """Return in each of the `count` processes that are to do the stage's work; the one that begins several ends here, with them.
 
+    On cuda it waits until GPUs are free, and they see no others.
+
     Raises:
         MachineError: there is no GPU for each of them, one was killed, or other machines did not come.
         InputError: the base model is not the pinned one.
     """
-    if count == 1 or is_rank():
+    if is_rank():
+        return
+    if count == 1:
+        if values.hardware.device == "cuda" and not gpus.is_holder():
+            _see_only_own(values.hardware)
         return
     hardware.require_devices(values.hardware)
     # Hashed once and remembered, not by each process.
     base_model.verified_folder(values.base_model, manifests / f"{values.base_model.name}.json")
-    launch(module, sys.argv[1:], count, values.hardware.num_machines)
+    taken = _taken(values.hardware, project_root())
+    launch(module, sys.argv[1:], count, values.hardware.num_machines, taken)
 
 
-def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1) -> NoReturn:
+def _see_only_own(asked: HardwareParams) -> None:
+    """Return with GPUs of its own; a model that is spread over several takes those."""
+    names = gpus.visible(torch.cuda.device_count())
+    # With none the stage ends soon, and says why.
+    taken = gpus.take(min(asked.processes_per_machine, len(names)), names, project_root()) if names else None
+    if taken and taken.names != names:
+        gpus.begin_anew(taken)
+
+
+def _taken(asked: HardwareParams, root: Path, interrupted: Callable[[], bool] = lambda: False) -> gpus.Taken | None:
+    if asked.device != "cuda":
+        return None
+    return gpus.take(asked.processes_per_machine, gpus.visible(torch.cuda.device_count()), root, interrupted)
+
+
+def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1, taken: gpus.Taken | None = None) -> NoReturn:
     """Run `python -m MODULE ARGUMENTS` as `count` processes, of this machine or of several, and end as they end.
 
     Signals go on to each of them. Rank 0 prints; of another one is shown what it printed, where rank 0 can't know why it failed.
@@ -65,6 +90,7 @@ def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1)
         StoppedError: a signal ended them before they could say so.
     """
     ranks = _Ranks()
+    ranks.gpus = taken
     handle(SIGNALS, ranks.forward)
     work = Work(uuid.uuid4().hex, module, list(arguments), str(Path.cwd()), os.environ.get("DVC_ROOT"), machines, count)
     if machines == 1:
@@ -128,12 +154,18 @@ def _share(work: Work, number: int, ranks: "_Ranks") -> int:
     print(f"machine {number + 1} of {work.machines}: {work.module}", flush=True)
     try:
         os.chdir(work.folder)
-        hardware.require_devices(params.load(Path("params.yaml")).hardware)
+        asked = params.load(Path("params.yaml")).hardware
+        hardware.require_devices(asked)
+        ranks.gpus = _taken(asked, Path(work.root or work.folder), lambda: bool(ranks.forwarded))
         return _run(work, number, ranks, {"DVC_ROOT": work.root} if work.root else {})
     except FileNotFoundError as error:
         message, ended = f"[input-missing] {error.filename} is not here: all machines see the same folder (docs/cluster.md)", InputError.exit_code
     except UserFacingError as error:
         message, ended = str(error), error.exit_code
+    finally:
+        if ranks.gpus:
+            ranks.gpus.give_back()
+            ranks.gpus = None
     print(f"\nerror: {visible(message)}", file=sys.stderr, flush=True)
     return ended
 
@@ -144,6 +176,7 @@ def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str]
     shared = {
         **os.environ,
         **variables,
+        **({gpus.VISIBLE: ",".join(ranks.gpus.names)} if ranks.gpus else {}),
         LAUNCHER: str(os.getpid()),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(work.processes),
@@ -162,6 +195,8 @@ def _run(work: Work, machine: int, ranks: "_Ranks", variables: Mapping[str, str]
                         stderr=output,
                         # A terminal's Ctrl-C comes by way of this process, once.
                         start_new_session=True,
+                        # Until the last of them has ended, also where this process was killed.
+                        pass_fds=ranks.gpus.descriptors if ranks.gpus else (),
                     )
                 ranks.add(process)
             failed = ranks.wait(failed_elsewhere)
@@ -195,6 +230,8 @@ class _Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.forwarded: list[int] = []
         """Signals that came."""
+        self.gpus: gpus.Taken | None = None
+        """Theirs; None on the CPU."""
         self._killed: set[int] = set()
 
     def add(self, process: "subprocess.Popen[bytes]") -> None:

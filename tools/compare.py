@@ -3,18 +3,22 @@
     python -m tools.compare REV1              the workspace against REV1: a commit, branch, tag or the name of an experiment
     python -m tools.compare REV1 REV2         REV2 against REV1
     python -m tools.compare HEAD --fail-if-worse exact_match --fail-if-worse nll    exit code 4 when one of them is shown to be worse
+    python -m tools.compare --all [BASE]      HEAD and all its experiments, ranked by --score (exact_match), each against the best, or against BASE
 
 Read from data/predictions/tuned.jsonl of each, from DVC's cache (`dvc fetch --all-commits` where it is not there); nothing runs. Both must
 come from the same test set.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from qlora import command
 from qlora.errors import InputError
@@ -87,43 +91,191 @@ def table(differences: "Mapping[str, Difference]", before: str, after: str) -> s
         )
         for name, found in differences.items()
     ]
-    widths = [max(len(row[place]) for row in (heads, *rows)) for place in range(len(heads))]
-    aligned = (
-        "  ".join(cell.ljust(width) if place in (0, 6) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in (heads, *rows)
+    return _aligned([heads, *rows], words=(0, 6))
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
+    """Columns of words begin at one place, those of numbers end at one."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) if place in words else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
     )
-    return "\n".join(line.rstrip() for line in aligned)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+class Side(NamedTuple):
+    """A revision with its answers, or why there are none."""
+
+    name: str
+    changed: str
+    """Its params that are not HEAD's, as `dvc exp run -S` takes them."""
+    rows: list[dict[str, Any]]
+    reason: str = ""
+
+
+def experiments() -> dict[str, str]:
+    """Commits by name: HEAD, and its experiments as `dvc exp show` lists them.
+
+    Raises:
+        InputError: this is no repository of Git and DVC with a commit.
+    """
+    from dvc.exceptions import DvcException  # noqa: PLC0415 - a second that --help need not take
+    from dvc.repo import Repo  # noqa: PLC0415
+    from dvc.scm import SCMError  # noqa: PLC0415
+
+    try:
+        with Repo(".") as repo:
+            listed = repo.experiments.ls()
+            found = {name: revision for experiments in listed.values() for name, revision in experiments}
+    except (DvcException, SCMError) as error:
+        raise InputError("compare-revision", f"the experiments of HEAD can't be listed: {error}") from None
+    return {"HEAD": "HEAD", **found}
+
+
+def sides(revisions: Mapping[str, str]) -> list[Side]:
+    """Each revision with what it changed of HEAD's params."""
+    before = _params("HEAD")
+    found = []
+    for name, revision in revisions.items():
+        after = _params(revision)
+        changed = " ".join(f"{key}={after.get(key)}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key))
+        try:
+            found.append(Side(name, changed, predictions(revision)))
+        except InputError as error:
+            found.append(Side(name, changed, [], error.message.replace(revision, name)))
+    return found
+
+
+def _params(revision: str) -> dict[str, str]:
+    """params.yaml at a revision, keys with their section, values as YAML writes them; empty where it can't be read."""
+    from dvc.api import DVCFileSystem  # noqa: PLC0415 - a second that --help need not take
+
+    try:
+        sections = YAML(typ="safe", pure=True).load(DVCFileSystem(".", rev=revision).read_text("/params.yaml"))
+        values = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    except (FileNotFoundError, YAMLError, AttributeError):
+        return {}
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}
+
+
+def ranked(found: Sequence[Side], score: str, base: str | None) -> tuple[str, list[str]]:
+    """A table, the best first, and why each side that is not in it isn't.
+
+    Args:
+        base: Name of the side that each is compared with; None: the best.
+
+    Raises:
+        InputError: no side has answers.
+    """
+    from qlora.measures import MEASURES, values  # noqa: PLC0415 - a second that --help need not take
+
+    sign = -1 if MEASURES[score].better == "higher" else 1
+    points = {side.name: values(side.rows)[score] for side in found if side.rows}
+    order = sorted((side for side in found if side.rows), key=lambda side: (sign * points[side.name], side.name))
+    left_out = [f"{side.name}: {side.reason}" for side in found if not side.rows]
+    if not order:
+        raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers at hand:\n  " + "\n  ".join(left_out))
+    against = next((side for side in order if side.name == base), order[0])
+    lines = [("", score, "difference", "95 % interval", "", "params")]
+    for side in order:
+        try:
+            lines.append((side.name, f"{points[side.name]:.4f}", *_standing(side, against, score), side.changed))
+        except InputError as error:
+            left_out.append(f"{side.name}: {error.message}")
+    return _aligned(lines, words=(0, 4, 5)), left_out
+
+
+def _standing(side: Side, against: Side, score: str) -> tuple[str, str, str]:
+    """Difference, interval and verdict.
+
+    Raises:
+        InputError: the two can't be compared by this score.
+    """
+    from qlora.comparison import compare  # noqa: PLC0415 - a second that --help need not take
+
+    if side is against:
+        return "", "", "compared with"
+    difference = compare(against.rows, side.rows).get(score)
+    if difference is None:
+        raise InputError(
+            "compare-score", f"{score} can't be compared with {against.name}'s, which took the same text for other tokens: bits_per_byte can"
+        )
+    return f"{difference.delta:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}", difference.verdict
+
+
+def _leaderboard(score: str, base: str | None) -> None:
+    revisions = experiments()
+    if base and base not in revisions:
+        # What it is compared with must be at hand.
+        predictions(base)
+        revisions[base] = base
+    found = sides(revisions)
+    if base and (reason := next(side.reason for side in found if side.name == base)):
+        raise InputError("compare-missing", reason)
+    shown, left_out = ranked(found, score, base)
+    print(shown)
+    conversations = len({row["id"] for side in found for row in side.rows})
+    print(f"\n{conversations:,} conversations; better and worse than the one compared with, where the interval leaves out 0")
+    _warn_of_few(conversations)
+    if left_out:
+        print("\nnot ranked:\n  " + "\n  ".join(left_out))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", metavar="REV1")
-    parser.add_argument("after", metavar="REV2", nargs="?", default=WORKSPACE)
+    parser.add_argument("before", metavar="REV1", nargs="?")
+    parser.add_argument("after", metavar="REV2", nargs="?")
     parser.add_argument("--fail-if-worse", metavar="SCORE", action="append", default=[], help="may be given several times")
+    parser.add_argument("--all", action="store_true", help="HEAD and its experiments, ranked")
+    parser.add_argument("--score", help="what --all ranks by (default: exact_match)")
     arguments = parser.parse_args()
-    from qlora.comparison import FEWEST, compare  # noqa: PLC0415 - a second that --help need not take
-    from qlora.measures import MEASURES  # noqa: PLC0415
+    if arguments.all and (arguments.after or arguments.fail_if_worse):
+        parser.error("--all takes at most one revision, BASE, and no --fail-if-worse")
+    if not arguments.all and (arguments.score or not arguments.before):
+        parser.error("--score belongs to --all" if arguments.score else "REV1, or --all, is needed")
+    _require_directed([*arguments.fail_if_worse, *filter(None, [arguments.score])])
+    if arguments.all:
+        _leaderboard(arguments.score or "exact_match", arguments.before)
+    else:
+        _two(arguments.before, arguments.after or WORKSPACE, arguments.fail_if_worse)
+
+
+def _require_directed(scores: Sequence[str]) -> None:
+    """Raises InputError for a name that is none of a score of which more is better, or less."""
+    from qlora.measures import MEASURES  # noqa: PLC0415 - a second that --help need not take
 
     directed = [name for name, measure in MEASURES.items() if measure.better != "neither"]
-    unknown = [name for name in arguments.fail_if_worse if name not in directed]
-    if unknown:
+    if unknown := [name for name in scores if name not in directed]:
         raise InputError("compare-score", f"{unknown[0]!r} is no score that can be worse: known are {', '.join(directed)}")
-    sides = [predictions(revision) for revision in (arguments.before, arguments.after)]
-    differences = compare(*sides)
-    print(table(differences, arguments.before, arguments.after))
-    conversations, answers = len({row["id"] for row in sides[0]}), sum(row["answer"] is not None for row in sides[0])
+
+
+def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:
+    from qlora.comparison import compare  # noqa: PLC0415 - a second that --help need not take
+    from qlora.measures import MEASURES  # noqa: PLC0415
+
+    both = [predictions(revision) for revision in (before, after)]
+    differences = compare(*both)
+    print(table(differences, before, after))
+    conversations, answers = len({row["id"] for row in both[0]}), sum(row["answer"] is not None for row in both[0])
     print(f"\n{conversations:,} conversations, {answers:,} answers; better and worse where the interval leaves out 0")
-    if conversations < FEWEST:
-        print(f"fewer than {FEWEST} conversations: too few for a verdict")
+    _warn_of_few(conversations)
     absent = [name for name in MEASURES if name not in differences]
     if absent:
         print(f"{' and '.join(absent)} can't be compared: the two took the same text for other tokens (bits_per_byte can)")
-    if lost := [name for name in arguments.fail_if_worse if name in absent]:
-        raise InputError("compare-score", f"{lost[0]} can't be compared between {arguments.before} and {arguments.after}: use bits_per_byte")
-    worse = [name for name in arguments.fail_if_worse if differences[name].verdict == "worse"]
+    if lost := [name for name in fail_if_worse if name in absent]:
+        raise InputError("compare-score", f"{lost[0]} can't be compared between {before} and {after}: use bits_per_byte")
+    worse = [name for name in fail_if_worse if differences[name].verdict == "worse"]
     if worse:
         print(f"worse: {', '.join(worse)}", file=sys.stderr)
         sys.exit(WORSE)
+
+
+def _warn_of_few(conversations: int) -> None:
+    from qlora.comparison import FEWEST  # noqa: PLC0415 - a second that --help need not take
+
+    if conversations < FEWEST:
+        print(f"fewer than {FEWEST} conversations: too few for a verdict")
 
 
 if __name__ == "__main__":

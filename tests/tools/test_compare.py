@@ -1,6 +1,7 @@
 """Two revisions of a real repository, read from DVC's cache."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,71 @@ def test_few_conversations_are_said_to_be_few(tmp_path: Path) -> None:
     (tmp_path / PREDICTIONS).parent.mkdir(parents=True)
     write_jsonl(tmp_path / PREDICTIONS, answers(3, count=5))
     assert "fewer than 12 conversations" in compare(tmp_path, "workspace")
+
+
+@pytest.fixture(scope="module")
+def experiments(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three experiments of `many`, as `dvc exp run` leaves them: a commit under a reference that names HEAD; the answers of one are nowhere."""
+    folder = tmp_path_factory.mktemp("experiments") / "clone"
+    shutil.copytree(repository, folder)
+    (folder / "params.yaml").write_text("lora: {r: 8}\ntrain: {learning_rate: 2e-3}\n", encoding="utf-8")
+    write_jsonl(folder / PREDICTIONS, answers(30))
+    run(folder, "dvc", "add", "--quiet", str(PREDICTIONS))
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "baseline")
+    head = run(folder, "git", "rev-parse", "HEAD").strip()
+    made = {"good": answers(38), "same": answers(30), "other-set": answers(39, count=39), "lost": answers(5)}
+    for number, (name, rows) in enumerate(made.items()):
+        (folder / "params.yaml").write_text(f"lora: {{r: {number}}}\ntrain: {{learning_rate: 2e-3}}\n", encoding="utf-8")
+        write_jsonl(folder / PREDICTIONS, rows)
+        run(folder, "dvc", "add", "--quiet", str(PREDICTIONS))
+        run(folder, "git", "commit", "--quiet", "--all", "--message", name)
+        run(folder, "git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
+        if name == "lost":
+            place = cached_file(folder)
+            place.unlink()
+        run(folder, "git", "reset", "--quiet", "--hard", head)
+    run(folder, "dvc", "checkout", "--quiet", "--force")
+    return folder
+
+
+def cached_file(folder: Path) -> Path:
+    md5 = re.findall(r"md5: (\w{32})", (folder / f"{PREDICTIONS}.dvc").read_text(encoding="utf-8"))[0]
+    return folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
+
+def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
+    shown = compare(experiments, "--all").split("\n")
+    assert shown[0].split() == ["exact_match", "difference", "95", "%", "interval", "params"]
+    ranks = [line.split() for line in shown[1:4]]
+    assert ranks[0] == ["other-set", "1.0000", "compared", "with", "lora.r=2"]
+    shown = compare(experiments, "--all", "HEAD").split("\n")
+    assert [line.split()[0] for line in shown[1:4]] == ["good", "HEAD", "same"]
+    assert shown[1].split()[1:3] == ["0.9500", "+0.2000"]
+    assert shown[1].split()[-2:] == ["better", "lora.r=0"]
+    assert shown[2].split() == ["HEAD", "0.7500", "compared", "with"]
+    assert re.search(r"same +0.7500 +\+0.0000 +\+0.0000 to \+0.0000 +no difference shown +lora.r=1$", shown[3])
+    below = "\n".join(shown[4:])
+    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 stand", below, re.MULTILINE)
+    assert re.search(r"^  lost: data/predictions/tuned.jsonl of lost is not at hand .*`dvc fetch --all-commits`", below, re.MULTILINE)
+
+
+def test_the_score_and_what_is_compared_with_can_be_chosen(experiments: Path) -> None:
+    shown = compare(experiments, "--all", "--score", "nll", "good").split("\n")
+    assert [line.split()[0] for line in shown[1:4]] == ["good", "HEAD", "same"]
+    assert shown[2].split()[-1] == "worse"
+    # A revision that is no experiment of HEAD.
+    few = compare(experiments, "--all", "few")
+    assert re.search(r"^few +0\.2500 +compared with", few, re.MULTILINE)
+    assert "[compare-missing]" in compare(experiments, "--all", "lost", expected=2)
+    assert "[compare-score] 'beauty'" in compare(experiments, "--all", "--score", "beauty", expected=2)
+    for wrong in (("--all", "few", "many"), ("--all", "--fail-if-worse", "nll"), ("--score", "nll", "few"), ()):
+        assert "usage: " in compare(experiments, *wrong, expected=2)
+
+
+def test_where_nothing_is_at_hand_each_reason_is_listed(experiments: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "--quiet", str(experiments), "clone")
+    shown = compare(tmp_path / "clone", "--all", expected=2)
+    assert "[compare-nothing]" in shown
+    assert "  HEAD: data/predictions/tuned.jsonl of HEAD is not at hand" in shown
+    assert "[compare-revision]" in compare(tmp_path, "--all", expected=2)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,11 @@ from qlora.errors import InputError, MachineError, StoppedError
 def main() -> None:
     action, acting = sys.argv[1], int(sys.argv[2])
     rank, size = ranks.rank_and_size()
+    if action == "see":
+        # Both streams of another one than the first are kept back.
+        Path(sys.argv[3], os.environ["RANK"]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")
+        time.sleep(float(sys.argv[4]))
+        return
     if action == "stop":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
         print("ready", flush=True)
