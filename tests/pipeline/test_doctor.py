@@ -13,6 +13,7 @@ import pytest
 from benchmarks.torture import processes
 from qlora.dvc_files import cached, recorded_outputs
 from tests.pipeline.clone import Clone
+from tests.pipeline.test_grid import ended_queue, start_queue, tasks
 from tools import doctor
 
 
@@ -196,10 +197,10 @@ def test_little_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.mend == "dvc gc --workspace --all-branches --all-tags --all-experiments"
 
 
-def test_a_queue_task_whose_worker_was_killed_can_be_removed(built: Clone) -> None:
-    built.run("dvc", "exp", "run", "--queue", "-S", "train.seed=7")
-    # The worker holds the streams that it is given until it ends.
-    subprocess.run(["dvc", "queue", "start"], cwd=built.path, env=built.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+def test_a_queue_task_whose_worker_was_killed_can_be_removed_and_queued_again(built: Clone) -> None:
+    queued = ["dvc", "exp", "run", "--queue", "--name", "killed", "-S", "train.seed=7"]
+    built.run(*queued)
+    start_queue(built, 1)
     deadline = time.monotonic() + 90
     while not processes(built.path, "-m stages.") and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -207,11 +208,16 @@ def test_a_queue_task_whose_worker_was_killed_can_be_removed(built: Clone) -> No
         for pid in processes(built.path):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
-    assert "Running" in built.run("dvc", "queue", "status")
+    assert tasks(built) == ["Running"]
     lines = commands(built)
     (kill,) = [line for line in lines if line.startswith("dvc queue kill")]
     for line in lines:
         built.run("bash", "-c", line)
     assert kill
-    assert "Running" not in built.run("dvc", "queue", "status")
+    assert tasks(built) == []
     assert not [line for line in commands(built) if "queue" in line]
+    # As the command's comment says.
+    built.run(*queued)
+    start_queue(built, 1)
+    assert ended_queue(built) == ["Success"]
+    assert "killed" in built.run("dvc", "exp", "list", "--name-only")

@@ -1,10 +1,13 @@
-"""A grid of experiments with two workers: each stage on a GPU of its own, all of them recorded, ranked, applied elsewhere."""
+"""A grid of experiments with two workers: each stage on a GPU of its own, all of them recorded, ranked, and applied in another clone."""
 
 import itertools
 import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 from tests.unit.test_gpus import overlapping
@@ -12,58 +15,98 @@ from tests.unit.test_gpus import overlapping
 HERE = Path(__file__).parent
 
 
-def started(clone: Clone, *command: str) -> None:
-    """A worker holds the streams that it is given until it ends."""
+def start_queue(clone: Clone, jobs: int) -> None:
+    command = ["dvc", "queue", "start", "--jobs", str(jobs)]
+    # A worker holds the streams that it is given until it ends.
     subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
 def tasks(clone: Clone) -> list[str]:
     """The state of each task of the queue."""
-    listed = clone.run("dvc", "queue", "status").splitlines()
-    return [line.split()[-1] for line in listed if line[:7].isalnum() and len(line.split()) > 2 and not line.startswith("Task")]
+    lines = clone.run("dvc", "queue", "status").splitlines()
+    return [line.split()[-1] for line in lines if line.split()[-1:] and line.split()[-1] in ("Queued", "Running", "Success", "Failed")]
 
 
-def wait_for_queue(clone: Clone, seconds: float) -> list[str]:
+def ended_queue(clone: Clone, seconds: float = 600) -> list[str]:
+    """The states in which all its tasks have ended."""
     deadline = time.monotonic() + seconds
-    while (states := tasks(clone)) and {"Running", "Queued"} & set(states):
+    while {"Running", "Queued"} & set(states := tasks(clone)):
         assert time.monotonic() < deadline, states
         time.sleep(1)
     return states
 
 
-def test_a_grid_with_two_workers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone with two pretended GPUs in which a grid of four ran."""
     raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 14)}
-    clone = new_clone(tmp_path / "clone", HERE / "micro.yaml", raw)
+    clone = new_clone(tmp_path_factory.mktemp("grid") / "one", HERE / "micro.yaml", raw)
     with (clone.path / "qlora/launch.py").open("a", encoding="utf-8") as file:
         file.write((HERE / "pretended_gpus.txt").read_text(encoding="utf-8"))
-    clone.set(hardware__device="cuda", train__num_train_epochs=1, train__max_steps=2)
+    clone.set(hardware__device="cuda")
     clone.environment.update(CUDA_VISIBLE_DEVICES="GPU-5a,GPU-7b")
     clone.repro()
     clone.commit("built")
-
     clone.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.001,0.004", "-S", "lora.r=4,8")
     assert tasks(clone) == ["Queued"] * 4
-    started(clone, "dvc", "queue", "start", "--jobs", "2")
-    assert wait_for_queue(clone, 400) == ["Success"] * 4
-    assert clone.run("git", "status", "--porcelain") == ""
+    start_queue(clone, 2)
+    assert ended_queue(clone) == ["Success"] * 4
+    return clone
 
-    intervals = [line.split() for line in (clone.path / ".dvc/tmp/intervals").read_text(encoding="utf-8").splitlines()]
-    assert sorted(module for *_, module in intervals) == ["stages.baseline"] + ["stages.evaluate"] * 5 + ["stages.train"] * 5
-    assert overlapping(clone.path / ".dvc/tmp/intervals") == []
-    assert {name for _, _, name, _ in intervals} == {"GPU-5a", "GPU-7b"}
-    queued = [line for line in intervals if line[3] == "stages.train"][1:]
-    assert [1 for one, other in itertools.combinations(queued, 2) if float(one[0]) < float(other[1]) and float(other[0]) < float(one[1])]
 
+def experiments(clone: Clone) -> dict[str, dict[str, Any]]:
+    """What `dvc exp show` knows of each, by name."""
     shown = json.loads(clone.run("dvc", "exp", "show", "--json"))
-    experiments = {entry["name"]: entry["revs"][0]["data"] for entry in shown[1]["experiments"]}
-    adapters = {data["outs"]["models/adapter"]["hash"] for data in experiments.values()}
-    assert len(adapters) == 4
-    ranked = clone.run("python", "-m", "tools.compare", "--all", "--score", "nll").splitlines()
-    rows = [line.split() for line in ranked[1:6]]
-    assert {row[0] for row in rows} == {"HEAD", *experiments}
+    return {entry["name"]: entry["revs"][0]["data"] for entry in shown[1]["experiments"]}
+
+
+@pytest.mark.slow
+def test_no_two_stages_have_one_gpu_at_a_time_and_both_are_used(grid: Clone) -> None:
+    log = grid.path / ".dvc/tmp/intervals"
+    intervals = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
+    assert sorted(module for *_, module in intervals) == ["stages.baseline"] + ["stages.evaluate"] * 5 + ["stages.train"] * 5
+    assert overlapping(log) == []
+    assert {name for _, _, name, _ in intervals} == {"GPU-5a", "GPU-7b"}
+    pairs = itertools.combinations([(float(began), float(ended)) for began, ended, *_ in intervals], 2)
+    assert any(one[0] < other[1] and other[0] < one[1] for one, other in pairs), "the two workers never worked at the same time"
+
+
+@pytest.mark.slow
+def test_four_results_are_ranked(grid: Clone) -> None:
+    assert grid.run("git", "status", "--porcelain") == ""
+    found = experiments(grid)
+    assert len({data["outs"]["models/adapter"]["hash"] for data in found.values()}) == 4
+    rows = [line.split() for line in grid.run("python", "-m", "tools.compare", "--all", "--score", "nll").splitlines()[1:6]]
     assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows)
-    assert {" ".join(row[-2:]) for row in rows if row[0] != "HEAD"} == {
-        f"lora.r={rank} train.learning_rate={rate}" for rate, rank in itertools.product(("0.001", "0.004"), ("4", "8"))
-    }
-    nlls = {name: data["metrics"]["metrics/evaluate.json"]["data"]["nll"] for name, data in experiments.items()}
-    assert all(f"{nlls[row[0]]:.4f}" == row[1] for row in rows if row[0] != "HEAD")
+    changed = {row[0]: set(row[-2:]) for row in rows if row[0] != "HEAD"}
+    assert changed.keys() == found.keys()
+    assert sorted(map(sorted, changed.values())) == [
+        [f"lora.r={rank}", f"train.learning_rate={rate}"] for rank, rate in itertools.product(("4", "8"), ("0.001", "0.004"))
+    ]
+    nll = {name: data["metrics"]["metrics/evaluate.json"]["data"]["nll"] for name, data in found.items()}
+    assert {row[0]: row[1] for row in rows if row[0] != "HEAD"} == {name: f"{value:.4f}" for name, value in nll.items()}
+
+
+@pytest.mark.slow
+def test_another_clone_pulls_and_applies_an_experiment_and_runs_nothing(grid: Clone, tmp_path: Path) -> None:
+    name = min(experiments(grid))
+    grid.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "git"))
+    two = Clone(tmp_path / "two", {**grid.environment})
+    grid.run("git", "push", "--quiet", str(tmp_path / "git"), "main")
+    grid.run("git", "remote", "add", "origin", f"file://{tmp_path / 'git'}")
+    grid.run("git", "clone", "--quiet", f"file://{tmp_path / 'git'}", str(two.path))
+    for clone in (grid, two):
+        clone.run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    grid.run("dvc", "exp", "push", "origin", name)
+    assert name in two.run("dvc", "exp", "list", "origin", "--all-commits")
+    two.run("dvc", "exp", "pull", "origin", name)
+    two.run("dvc", "exp", "apply", name)
+    two.run("dvc", "pull")
+    assert two.repro() == set()
+    assert "up to date" in two.run("dvc", "status")
+    assert experiments(two)[name]["outs"] == experiments(grid)[name]["outs"]
+    rank = experiments(grid)[name]["params"]["params.yaml"]["data"]["lora"]["r"]
+    assert two.json("models/adapter/adapter_config.json")["r"] == rank
+    two.run("git", "stash", "--quiet", "--include-untracked")
+    two.run("dvc", "exp", "branch", name, "chosen")
+    assert f"\n  r: {rank}\n" in two.run("git", "show", "chosen:params.yaml")
