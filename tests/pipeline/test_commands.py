@@ -1,0 +1,65 @@
+"""Every command of both READMEs and of docs/tutorial.md that needs no GPU, network or hours, in one clone each, in the order of the page."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.clone import ROOT, Clone
+
+NOT_RUN = {
+    "make repro": "tests of the fresh clone in .ci/run run it",
+    "make test": "it is what runs this",
+    "make setup VENV=DIR": "installs an environment",
+    "make setup TORCH_INDEX_URL=URL": "installs an environment",
+    "python -m tools.fetch HuggingFaceH4/no_robots --revision e6f9a4ac5c37faeb744ba9ecf0473184d7f8105b": "needs the Hub: tests/tools/test_fetch.py",
+    "python -m tools.pin llama3-8b-instruct --repo-id meta-llama/Meta-Llama-3-8B-Instruct --revision 8afb486c1db24fe5011ec46dfbe5b5dccdb575c2": (
+        "needs the Hub: tests/tools/test_pin_hub.py"
+    ),
+    "python -m tools.recipes use llama3-8b-rtx4090 && dvc repro": "needs a GPU",
+    "python -m tools.benchmark --tasks gsm8k arc_easy": "needs the Hub: tests/pipeline/test_benchmark.py",
+    "export HF_TOKEN=...": "a token is nobody's but the reader's",
+}
+FILLED = {"python -m tools.pin NAME --path DIR": "python -m tools.pin mine --path models/base/tiny"}
+"""Commands with a place to be filled in."""
+FINDS = {"python -m tools.doctor"}
+"""Ends with 3 where it finds something, such as what the queue has left."""
+
+
+def commands(page: str) -> list[str]:
+    """The indented lines of a page that begin with a program, without their comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^    ((?:make|dvc|python|export) .+)$", text, re.MULTILINE)
+    return [re.split(r"\s+#\s", line)[0].strip() for line in lines]
+
+
+def run(clone: Clone, command: str) -> None:
+    if command.startswith("python -m tools.card"):
+        clone.commit("what the card is about")
+    allowed = "test $? = 3" if command in FINDS else "exit $?"
+    clone.run("bash", "-c", f"{FILLED.get(command, command)} || {allowed}")
+    # A worker holds the queue until it ends.
+    deadline = time.monotonic() + 600
+    while "queue start" in command and re.search("Queued|Running", clone.run("dvc", "queue", "status")):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readmes_runs(built: Clone) -> None:
+    english, chinese = commands("README.md"), commands("README.zh-CN.md")
+    assert len(english) > 25
+    assert len(chinese) > 10
+    assert set(NOT_RUN) <= {*english, *chinese}, "a command that is not run is one of a page"
+    # `dvc queue start` hands its streams to the worker, which would keep them.
+    for command in dict.fromkeys([*english, *chinese]):
+        if command not in NOT_RUN:
+            run(built, command.replace("dvc queue start", "dvc queue start > queue.log 2>&1"))
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_stands(built: Clone) -> None:
+    """On the few rows and steps of the micro pipeline; its outputs are those of the default."""
+    (built.path / ".venv").symlink_to(Path(built.environment["PATH"].split(":")[0]).parent)
+    built.run("python", "docs/paste.py", "docs/tutorial.md", "--check")
