@@ -126,16 +126,23 @@ def make_clone(folder: Path, chosen: Sequence[Stage]) -> None:
     values = params.load(PARAMS)
     begun = {values.lora.init_adapter} if values.lora.init_adapter else set()
     for path in map(Path, sorted({*filter(None, listed.split("\0")), *read, *begun})):
-        if path.is_dir():
-            shutil.copytree(path, folder / path, symlinks=True, dirs_exist_ok=True)
-        elif path.exists():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, folder / path)
+        _place(path, folder / path)
     weights = folder / "models" / "base" / values.base_model.name
     if not weights.exists():
         weights.symlink_to(find_weights(values.base_model.name, read_manifest(weights.with_suffix(".json"))).resolve())
     # Whatever the machine or the user has configured: an empty cache, and so an empty run cache.
     (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
+
+
+def _place(path: Path, target: Path) -> None:
+    """What lies here, in place of what the last commit had there."""
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True)
+    elif path.exists() or path.is_symlink():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target, follow_symlinks=False)
 
 
 def build(folder: Path, chosen: Sequence[Stage], *, everything: bool) -> list[str]:

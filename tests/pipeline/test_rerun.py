@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora.reproduction import PARAMS, Stage, changed_inputs, stages
+from qlora.reproduction import PARAMS, Stage, build, changed_inputs, compare, make_clone, stages
 from tests.pipeline.clone import Clone
 from tests.pipeline.test_verify import files_of, flip, inside  # noqa: F401 - a fixture
 
@@ -40,6 +41,35 @@ def test_all_stages_are_built_again_and_every_output_is_the_same(built: Clone) -
     # Nothing of the machine in it: the same proof is the same file.
     built.run("python", "-m", "tools.verify", "--rerun")
     assert (built.path / "reports/reproduction.json").read_bytes() == first
+
+
+def test_the_clone_holds_the_working_tree_as_it_is(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+    """Raw data outside Git, weights behind a link, a link to a folder, an edit, a deleted file, a cache elsewhere."""
+    inside.run("dvc", "cache", "dir", str(tmp_path / "cache"))
+    Path("corpus").mkdir()
+    shutil.copy("data/raw/micro/train.jsonl", "corpus/rows.jsonl")
+    Path(".git/info/exclude").write_text("corpus\n", encoding="utf-8")
+    inside.run("dvc", "add", "--quiet", "corpus")
+    shutil.copytree("models/base/tiny", tmp_path / "weights")
+    inside.run("python", "-m", "tools.pin", "mine", "--path", str(tmp_path / "weights"))
+    inside.set(data__train_file="corpus/rows.jsonl", base_model__name="mine")
+    inside.repro("prepare", "baseline")
+    (tmp_path / "far").mkdir()
+    Path("link").symlink_to(tmp_path / "far", target_is_directory=True)
+    inside.commit("a link")
+    Path("SECURITY.md").unlink()
+    Path("README.md").write_text("edited\n", encoding="utf-8")
+    chosen = stages(["prepare", "baseline"])
+    assert list(changed_inputs(chosen)) == []
+    make_clone(tmp_path / "again", chosen)
+    copy = Clone(tmp_path / "again")
+    assert (copy.path / "link").readlink() == tmp_path / "far"
+    assert not (copy.path / "SECURITY.md").exists()
+    assert (copy.path / "README.md").read_text(encoding="utf-8") == "edited\n"
+    assert (copy.path / "models/base/mine").resolve() == (tmp_path / "weights").resolve()
+    assert copy.run("dvc", "cache", "dir").strip() == str(tmp_path / "again" / ".dvc" / "cache")
+    assert build(copy.path, chosen, everything=False) == ["prepare", "baseline"]
+    assert compare(copy.path, chosen, ["prepare", "baseline"])["verdict"] == "identical"
 
 
 def test_other_outputs_from_the_same_inputs_are_an_error(built: Clone) -> None:
