@@ -18,6 +18,8 @@ from typing import NamedTuple
 BLOCK = re.compile(r"^```console(?P<options>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "-- the command ended with"
 CUT = "[...]"
+BAR = "%|"
+"""Stands in a progress bar, which a terminal would have drawn over."""
 
 
 class Failed(Exception):  # noqa: N818 - what happened
@@ -71,7 +73,9 @@ class Shell:
                 if line.split()[-1] != "0":
                     raise Failed("\n".join(["$ " + command.text, *lines, line.strip()]))
                 return lines
-            lines.append(line.rstrip("\n").split("\r")[-1].rstrip())
+            text = line.rstrip("\n").split("\r")[-1].rstrip()
+            if BAR not in text and (text or (lines and lines[-1])):
+                lines.append(text)
         raise Failed(f"the shell ended in {command.text!r}")
 
 
