@@ -11,8 +11,6 @@ from tests.pipeline.clone import ROOT, Clone
 NOT_RUN = {
     "make repro": "tests of the fresh clone in .ci/run run it",
     "make test": "it is what runs this",
-    "make setup VENV=DIR": "installs an environment",
-    "make setup TORCH_INDEX_URL=URL": "installs an environment",
     "python -m tools.fetch HuggingFaceH4/no_robots --revision e6f9a4ac5c37faeb744ba9ecf0473184d7f8105b": "needs the Hub: tests/tools/test_fetch.py",
     "python -m tools.pin llama3-8b-instruct --repo-id meta-llama/Meta-Llama-3-8B-Instruct --revision 8afb486c1db24fe5011ec46dfbe5b5dccdb575c2": (
         "needs the Hub: tests/tools/test_pin_hub.py"
