@@ -60,10 +60,14 @@ def outputs_in_git(pipeline: Path = Path("dvc.yaml")) -> set[str]:
     return {path for entry in entries for path, options in entry.items() if options.get("cache") is False}
 
 
-def md5_of(path: Path) -> str:
-    """As DVC hashes: a file by its bytes, a folder by the list of its files and their hashes."""
+def md5_of(path: Path, root: Path = Path()) -> str:
+    """As DVC hashes: a file by its bytes, a folder by the list of its files and their hashes.
+
+    Args:
+        root: Of the repository that the path lies in, as the path has it: its .dvcignore counts.
+    """
     if path.is_dir():
-        return hashlib.md5(listing(path)).hexdigest() + ".dir"
+        return hashlib.md5(listing(path, root)).hexdigest() + ".dir"
     digest = hashlib.md5()
     with path.open("rb") as file:
         while chunk := file.read(READ_BYTES):
@@ -71,13 +75,14 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def listing(folder: Path) -> bytes:
+def listing(folder: Path, root: Path = Path()) -> bytes:
     """The object that the cache holds for a folder: its files, but those of .dvcignore."""
     from pathspec import GitIgnoreSpec  # noqa: PLC0415 - of use for folders alone
 
-    patterns = Path(".dvcignore").read_text(encoding="utf-8").splitlines() if Path(".dvcignore").exists() else []
+    patterns = (root / ".dvcignore").read_text(encoding="utf-8").splitlines() if (root / ".dvcignore").exists() else []
     ignored = GitIgnoreSpec.from_lines(patterns)
-    files = [path for path in folder.rglob("*") if path.is_file() and not ignored.match_file(path.as_posix().lstrip("/"))]
+    base = root if folder.is_relative_to(root) else folder
+    files = [path for path in folder.rglob("*") if path.is_file() and not ignored.match_file(path.relative_to(base))]
     entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
 

@@ -4,14 +4,15 @@ Imports neither torch nor dvc.
 """
 
 import filecmp
-import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from ruamel.yaml import YAML
 from qlora import params
 from qlora.dvc_files import LOCK, Recorded, md5_of, recorded
 from qlora.errors import InputError
-from qlora.manifest import find_weights, read_manifest, verify
+from qlora.manifest import find_weights, project_root, read_manifest, verify
 
 PIPELINE, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 ENVIRONMENT = Path("metrics/environment.json")
+PATIENCE_SECONDS = 30
 JUDGED = ("metrics/baseline.json", "metrics/evaluate.json")
 """Metrics that must agree on another kind of machine: the overall measures in them. A category holds too few answers for that."""
 RELATIVE = {"nll": 0.02, "perplexity": 0.02, "bits_per_byte": 0.02}
@@ -42,6 +44,8 @@ class Stage:
     entries: Sequence[Recorded]
     command: str
     dependencies: frozenset[str]
+    params: frozenset[str]
+    outputs: frozenset[str]
 
 
 def stages(names: Sequence[str] = ()) -> list[Stage]:
@@ -63,6 +67,10 @@ def stages(names: Sequence[str] = ()) -> list[Stage]:
     def path_of(dep: str) -> str:
         return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values.get(found[1], {}).get(found[2])), dep)
 
+    def outputs(stage: Mapping[str, Any]) -> frozenset[str]:
+        listed = (entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []))
+        return frozenset(entry if isinstance(entry, str) else next(iter(entry)) for entry in listed)
+
     return [
         Stage(
             name,
@@ -70,38 +78,62 @@ def stages(names: Sequence[str] = ()) -> list[Stage]:
             [entry for entry in entries if entry.stage == name],
             str(pipeline[name]["cmd"]),
             frozenset(map(path_of, pipeline[name]["deps"])),
+            frozenset(pipeline[name].get("params", [])),
+            outputs(pipeline[name]),
         )
         for name in chosen
     ]
 
 
-def changed_inputs(chosen: Sequence[Stage]) -> Iterator[str]:
-    """What these stages would read or run now that is not what dvc.lock records, in words."""
+def changed_inputs(chosen: Sequence[Stage], *, all_here: bool = True) -> Iterator[str]:
+    """What these stages would read or run now that is not what dvc.lock records, in words.
+
+    Args:
+        all_here: False where nothing is to run: raw data outside Git and weights may be elsewhere, and weights are hashed once only.
+    """
     rebuilt = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
     values: Any = YAML(typ="safe", pure=True).load(PARAMS)
     for stage in chosen:
-        if stage.command != stage.locked["cmd"]:
-            yield f"{PIPELINE}: the command of {stage.name} is not the one that {LOCK} records"
-        dependencies = {entry.path: entry.md5 for entry in stage.entries if not entry.is_output}
-        for path in sorted(stage.dependencies ^ dependencies.keys()):
-            yield f"{path}: a dependency of {stage.name} in {PIPELINE if path in stage.dependencies else LOCK} alone"
-        for path, md5 in dependencies.items():
-            if path not in rebuilt and (found := md5_of(Path(path)) if Path(path).exists() else "not there") != md5:
-                yield f"{path}: {found}, {LOCK} says {md5} ({stage.name})"
+        yield from _changed_wiring(stage)
+        for entry in stage.entries:
+            path = Path(entry.path)
+            if entry.is_output or entry.path in rebuilt or not (all_here or path.exists() or _in_git(path)):
+                continue
+            if (found := md5_of(path) if path.exists() else "not there") != entry.md5:
+                yield f"{path}: {found}, {LOCK} says {entry.md5} ({stage.name})"
         for place, locked in flat(stage.locked.get("params", {}).get(str(PARAMS), {})).items():
             if (found := _at(values, place)) != locked:
                 yield f"{PARAMS}: {place} is {found!r}, {LOCK} says {locked!r} ({stage.name})"
-    yield from _changed_base_model(chosen)
+    yield from _changed_base_model(chosen, all_here=all_here)
 
 
-def _changed_base_model(chosen: Sequence[Stage]) -> Iterator[str]:
+def _changed_wiring(stage: Stage) -> Iterator[str]:
+    """Where dvc.yaml and dvc.lock differ."""
+    if stage.command != stage.locked["cmd"]:
+        yield f"{PIPELINE}: the command of {stage.name} is not the one that {LOCK} records"
+    locked_params = stage.locked.get("params", {}).get(str(PARAMS), {}).keys()
+    for kind, ours, theirs in (
+        ("a dependency", stage.dependencies, {entry.path for entry in stage.entries if not entry.is_output}),
+        ("an output", stage.outputs, {entry.path for entry in stage.entries if entry.is_output}),
+        ("a param", stage.params, set(locked_params)),
+    ):
+        for name in sorted(ours ^ theirs):
+            yield f"{name}: {kind} of {stage.name} in {PIPELINE if name in ours else LOCK} alone"
+
+
+def _in_git(path: Path) -> bool:
+    return bool(subprocess.run(["git", "ls-files", "--", str(path)], capture_output=True, check=False).stdout)
+
+
+def _changed_base_model(chosen: Sequence[Stage], *, all_here: bool) -> Iterator[str]:
     name = params.load(PARAMS).base_model.name
     if any(f"models/base/{name}.json" in stage.dependencies for stage in chosen):
         try:
             manifest = read_manifest(Path(f"models/base/{name}.json"))
-            verify(manifest, find_weights(name, manifest), memory=None)
+            verify(manifest, find_weights(name, manifest), memory=None if all_here else project_root() / ".dvc" / "tmp" / "verified.json")
         except InputError as error:
-            yield error.message
+            if all_here or error.code != "base-model-missing":
+                yield error.message
 
 
 def flat(record: Any, place: str = "") -> dict[str, Any]:
@@ -119,30 +151,37 @@ def _at(values: Any, place: str) -> Any:
 
 def make_clone(folder: Path, chosen: Sequence[Stage]) -> None:
     """The working tree's files of Git, and what else these stages read, in a clone with a cache of its own."""
-    subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], stdout=subprocess.PIPE, check=True).stdout.decode()
-    rebuilt = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
-    read = {path for stage in chosen for path in stage.dependencies if path not in rebuilt}
+    # Without a checkout: nothing is written through a link of the last commit, and what is deleted here is not there.
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ".", str(folder)], check=True)
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], stdout=subprocess.PIPE, check=True).stdout.split(b"\0")
+    for path in (Path(os.fsdecode(name)) for name in listed if name):
+        _copy(path, folder / path)
     values = params.load(PARAMS)
-    begun = {values.lora.init_adapter} if values.lora.init_adapter else set()
-    for path in map(Path, sorted({*filter(None, listed.split("\0")), *read, *begun})):
-        _place(path, folder / path)
-    weights = folder / "models" / "base" / values.base_model.name
+    rebuilt = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
+    read = {path for stage in chosen for path in stage.dependencies if path not in rebuilt} | {values.lora.init_adapter or ""}
+    for path in map(Path, sorted(read - {""})):
+        # An absolute path is read where it is.
+        if not path.is_absolute():
+            _copy(path, folder / path)
+    name = values.base_model.name
+    weights = folder / "models" / "base" / name
     if not weights.exists():
-        weights.symlink_to(find_weights(values.base_model.name, read_manifest(weights.with_suffix(".json"))).resolve())
+        weights.symlink_to(find_weights(name, read_manifest(weights.with_name(f"{name}.json"))).resolve())
     # Whatever the machine or the user has configured: an empty cache, and so an empty run cache.
     (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
 
 
-def _place(path: Path, target: Path) -> None:
-    """What lies here, in place of what the last commit had there."""
-    if target.is_symlink() or target.is_file():
-        target.unlink()
-    if path.is_dir() and not path.is_symlink():
-        shutil.copytree(path, target, symlinks=True, dirs_exist_ok=True)
-    elif path.exists() or path.is_symlink():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target, follow_symlinks=False)
+def _copy(path: Path, target: Path) -> None:
+    """What lies here, if it is not there already; a link becomes one to the same place."""
+    if target.is_symlink() or target.is_file() or not (path.exists() or path.is_symlink()):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        target.symlink_to(path.resolve())
+    elif path.is_dir():
+        shutil.copytree(path, target, dirs_exist_ok=True)
+    else:
+        shutil.copy2(path, target)
 
 
 def build(folder: Path, chosen: Sequence[Stage], *, everything: bool) -> list[str]:
@@ -156,57 +195,92 @@ def build(folder: Path, chosen: Sequence[Stage], *, everything: bool) -> list[st
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     command = [sys.executable, "-m", "dvc", "repro", "--force", *targets]
     ran = []
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stdout
             for line in process.stdout:
                 print(line, end="", flush=True)
                 ran += re.findall(r"^Running stage '(\w+)'", line)
         except BaseException:
-            process.kill()
+            _end(process)
             raise
     if process.returncode:
         raise InputError("reproduction-failed", f"`dvc repro --force` ended with {process.returncode} in a clone of this repository: see above")
     return ran
 
 
-def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], *, here: Path = Path()) -> dict[str, Any]:
+def _end(process: subprocess.Popen[str]) -> None:
+    """Dvc and the stage that it runs, before the clone is removed under them."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], lock_sha256: str, *, here: Path = Path()) -> dict[str, Any]:
     """reports/reproduction.json: what was built again in the clone beside what dvc.lock records.
 
-    `verdict` is "identical": the same bytes; "equivalent": another kind of machine, as `causes` say, and the overall measures within the tolerances;
-    else "different".
+    `causes` are what the environment's notes say now and did not say then, by stage. `verdict` is
+
+    - "identical": the same bytes;
+    - "equivalent": other bytes of stages with a model on another kind of machine, and the overall measures within the tolerances;
+    - "not judged": the same, but none of these stages measures anything;
+    - "different": anything else.
+
+    Args:
+        lock_sha256: Of the dvc.lock that the stages were read from.
     """
-    outputs = {
-        entry.path: _compared(here / entry.path, folder / entry.path, entry.md5) for stage in chosen for entry in stage.entries if entry.is_output
-    }
+    outputs = {entry.path: _compared(entry.path, folder, here, entry.md5) for stage in chosen for entry in stage.entries if entry.is_output}
     noted, found = read_record(here / ENVIRONMENT), read_record(folder / ENVIRONMENT)
-    causes = [f"{stage.name}: {cause}" for stage in chosen if stage.name in noted for cause in _unlike(noted[stage.name], found.get(stage.name, {}))]
-    off = {name: rows for name in JUDGED if name in outputs and (rows := _beyond(here / name, folder / name))}
-    is_whole = set(ran) == {stage.name for stage in chosen}
-    if is_whole and all(output["identical"] for output in outputs.values()):
-        verdict = "identical"
-    else:
-        verdict = "equivalent" if is_whole and causes and not off else "different"
-    return {
-        "verdict": verdict,
-        "dvc_lock_sha256": hashlib.sha256((here / LOCK).read_bytes()).hexdigest(),
+    causes = {stage.name: list(_unlike(noted[stage.name], found.get(stage.name, {}))) for stage in chosen if stage.name in noted}
+    judged = [name for name in JUDGED if name in outputs and outputs[name]["md5"] == md5_of(here / name)]
+    off = {name: rows for name in judged if (rows := _beyond(here / name, folder / name))}
+    record = {
+        "dvc_lock_sha256": lock_sha256,
         "stages": list(ran),
         "inputs": len({entry.path for stage in chosen for entry in stage.entries if not entry.is_output}),
         "outputs": outputs,
         "environment": {stage.name: found.get(stage.name) for stage in chosen},
-        "causes": causes,
+        "causes": {name: rows for name, rows in causes.items() if rows},
         "beyond_tolerance": off,
         "tolerances": {"relative": RELATIVE, "absolute": ABSOLUTE},
     }
+    return {"verdict": _verdict(chosen, record, judged=bool(judged)), **record}
 
 
-def _compared(ours: Path, theirs: Path, md5: str) -> dict[str, Any]:
+def _verdict(chosen: Sequence[Stage], record: Mapping[str, Any], *, judged: bool) -> str:
+    outputs = record["outputs"]
+    if set(record["stages"]) != {stage.name for stage in chosen} or any(output["built_again"] is None for output in outputs.values()):
+        return "different"
+    if all(output["identical"] for output in outputs.values()):
+        return "identical"
+    explained = False
+    for stage in chosen:
+        explained |= bool(record["causes"].get(stage.name))
+        has_model = "device" in (record["environment"][stage.name] or {})
+        is_same = all(outputs[entry.path]["identical"] for entry in stage.entries if entry.is_output)
+        # What no model computes is the same on every machine.
+        if not is_same and not (explained and has_model):
+            return "different"
+    if record["beyond_tolerance"]:
+        return "different"
+    return "equivalent" if judged else "not judged"
+
+
+def _compared(path: str, folder: Path, here: Path, md5: str) -> dict[str, Any]:
     """One output: by its hash, and where it still lies here as it was recorded, byte by byte too."""
-    found = md5_of(theirs) if theirs.exists() else None
+    ours, theirs = here / path, folder / path
+    found = md5_of(theirs, folder) if theirs.exists() else None
     identical = found == md5
-    if identical and ours.exists() and md5_of(ours) == md5:
-        files = [path for path in theirs.rglob("*") if path.is_file()] if theirs.is_dir() else [theirs]
-        identical = all(filecmp.cmp(path, ours / path.relative_to(theirs), shallow=False) for path in files)
+    if identical and ours.exists() and md5_of(ours, here) == md5:
+        files = [file for file in theirs.rglob("*") if file.is_file()] if theirs.is_dir() else [theirs]
+        identical = all(filecmp.cmp(file, ours / file.relative_to(theirs), shallow=False) for file in files)
     return {"md5": md5, "built_again": found, "identical": identical}
 
 

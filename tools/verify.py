@@ -18,7 +18,7 @@ from typing import Any
 from qlora import command, params, reproduction
 from qlora.dvc_files import LOCK, Recorded, cached, md5_of, objects, outputs_in_git, recorded
 from qlora.errors import InputError
-from qlora.manifest import find_weights, read_manifest, verify
+from qlora.manifest import find_weights, read_manifest, sha256_of, verify
 from qlora.records import write_json
 
 MANIFESTS = Path("models/base")
@@ -87,6 +87,7 @@ def rerun(names: Sequence[str]) -> None:
     Raises:
         InputError: an input is not what dvc.lock records, a stage failed, or an output is not what it was.
     """
+    lock = sha256_of(LOCK) if LOCK.is_file() else ""
     chosen = reproduction.stages(names)
     if changed := list(reproduction.changed_inputs(chosen)):
         write_json(REPRODUCTION, {"verdict": "inputs changed", "causes": changed})
@@ -98,21 +99,26 @@ def rerun(names: Sequence[str]) -> None:
         folder = Path(place) / "clone"
         reproduction.make_clone(folder, chosen)
         ran = reproduction.build(folder, chosen, everything=not names)
-        record = reproduction.compare(folder, chosen, ran)
+        record = reproduction.compare(folder, chosen, ran, lock)
     write_json(REPRODUCTION, record)
     outputs = record["outputs"]
     same = sum(output["identical"] for output in outputs.values())
     print(f"\n{len(ran)} of {len(chosen)} stages ran, {same} of {len(outputs)} outputs are the same byte for byte ({REPRODUCTION})")
-    for cause in record["causes"]:
-        print(f"  another environment: {cause}")
+    for stage, causes in record["causes"].items():
+        print(f"  another environment of {stage}: {'; '.join(causes)}")
     if record["verdict"] == "equivalent":
         print("the overall measures agree within the tolerances: equivalent on another kind of machine")
-    if record["verdict"] == "different":
+    if record["verdict"] in ("different", "not judged"):
         raise InputError("reproduction-differs", "\n".join(_unlike(record)))
 
 
 def _unlike(record: dict[str, Any]) -> Iterator[str]:
-    yield "the same inputs gave other outputs" + ("" if record["causes"] else ", and the environment is the same: something outside the hash chain")
+    if record["verdict"] == "not judged":
+        yield "another environment gave other bytes, and none of these stages measures how much that matters: rerun evaluate too"
+    else:
+        yield "the same inputs gave other outputs" + (
+            "" if record["causes"] else ", and the environment is the same: something outside the hash chain"
+        )
     for path, output in record["outputs"].items():
         if not output["identical"]:
             yield f"  {path}: {output['built_again']}, {LOCK} says {output['md5']}"

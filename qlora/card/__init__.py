@@ -31,7 +31,7 @@ def _front_matter(sources: Sources) -> str:
         EvalResult(
             task_type="text-generation",
             dataset_type=datasets[0] if len(datasets) == 1 else "custom",
-            dataset_name=f"test split of {Path(sources.params.data.test_file).parts[2]}",
+            dataset_name=f"test split of {_data_name(sources.params.data.test_file)}",
             metric_type=name,
             metric_value=round(sources.metrics["evaluate"][name], 6),
         )
@@ -56,6 +56,12 @@ def _front_matter(sources: Sources) -> str:
 
 def _title(sources: Sources) -> str:
     return f"LoRA adapter on {sources.base.repo_id or sources.params.base_model.name}"
+
+
+def _data_name(path: str) -> str:
+    """The folder below data/raw, or what the path ends with."""
+    parts = Path(path).parts
+    return parts[2] if parts[:2] == ("data", "raw") and len(parts) > 2 else Path(path).stem
 
 
 def _opening(sources: Sources) -> Iterator[str]:
@@ -141,6 +147,21 @@ def _data(sources: Sources) -> Iterator[str]:
             f"licence {record.get('license') or 'not stated'}, {len(record['files'])} files, sha256 over their sums "
             f"`{hashlib.sha256(json.dumps(record['files'], sort_keys=True).encode()).hexdigest()}`"
         )
+    yield from _rows(prepared)
+    yield from _tokens(trained)
+    near = prepared.get("near")
+    yield ""
+    yield (
+        f"Duplicates among the train rows: {prepared['duplicates']:,}. Test prompts found in the train file: {prepared['leakage']['test_rows']:,}. "
+        + (
+            f"Near duplicates: {near['duplicates']:,}, nearly leaked test rows: {near['leaked_test_rows']:,} (of {near['compared']:,} compared)."
+            if near
+            else "Near duplicates were not looked for."
+        )
+    )
+
+
+def _rows(prepared: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "What became of every row:"
     yield ""
@@ -152,6 +173,9 @@ def _data(sources: Sources) -> Iterator[str]:
             for row in [prepared[split]]
         ),
     )
+
+
+def _tokens(trained: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "What became of every token:"
     yield ""
@@ -167,16 +191,6 @@ def _data(sources: Sources) -> Iterator[str]:
             if split in trained
             for row in [trained[split]]
         ),
-    )
-    near = prepared.get("near")
-    yield ""
-    yield (
-        f"Duplicates among the train rows: {prepared['duplicates']:,}. Test prompts found in the train file: {prepared['leakage']['test_rows']:,}. "
-        + (
-            f"Near duplicates: {near['duplicates']:,}, nearly leaked test rows: {near['leaked_test_rows']:,} (of {near['compared']:,} compared)."
-            if near
-            else "Near duplicates were not looked for."
-        )
     )
 
 
@@ -200,6 +214,12 @@ def _training(sources: Sources) -> Iterator[str]:
 
 
 def _merge(record: Mapping[str, Any]) -> Iterator[str]:
+    if not record["accepted"]:
+        yield (
+            f"A merge into the base model in {record['ran_on']['merged']['dtype']} was refused: KL {record['kl_mean']:.3g} nats per token, "
+            f"allowed were {record['max_kl']}."
+        )
+        return
     yield (
         f"Merged into the base model in {record['ran_on']['merged']['dtype']} (`python -m tools.merge`): KL {record['kl_mean']:.3g} nats per token, "
         f"{record['kl_max']:.3g} at most; likeliest token equal at {record['argmax_agreement']:.2%} of {record['tokens']:,} tokens, greedy answers "
@@ -242,7 +262,7 @@ def untested(sources: Sources) -> Iterator[str]:
     near = sources.metrics["prepare"].get("near")
     if near and near["too_short"]:
         yield f"Near duplicates among {near['too_short']:,} rows that are too short to be compared."
-    if "merge" not in sources.found:
+    if not sources.found.get("merge", {}).get("accepted"):
         yield "The adapter merged into its base model (`python -m tools.merge`)."
     if values.base_model.load_in_4bit:
         yield "The adapter on a base model in another precision than the 4 bits that it was trained on, but for what is said of merging."
@@ -261,8 +281,8 @@ def _reproduction(sources: Sources) -> Iterator[str]:
         f"Built again in a clone with an empty cache: {', '.join(record['stages'])}; {same} of {len(record['outputs'])} outputs are the same byte "
         f"for byte. Verdict: {record['verdict']}."
     )
-    for cause in record["causes"]:
-        yield f"- {cause}"
+    for stage, causes in record["causes"].items():
+        yield f"- another environment of {stage}: {'; '.join(causes)}"
 
 
 def _chain(sources: Sources) -> Iterator[str]:

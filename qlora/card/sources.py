@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from qlora import params
 from qlora.dvc_files import LOCK, Recorded, md5_of
 from qlora.errors import InputError
-from qlora.manifest import Manifest, read_manifest
+from qlora.manifest import Manifest, project_root, read_manifest, remembered, sha256_of
 from qlora.params import Params
 from qlora.params.section import Section
 from qlora.reproduction import Stage, changed_inputs, read_record, stages
@@ -66,7 +66,8 @@ def read_sources() -> Sources:
     """
     chosen = stages()
     values = params.load(Path("params.yaml"))
-    wrong = [*changed_inputs(chosen), *changed_outputs([entry for stage in chosen for entry in stage.entries])]
+    raw = {str(path): read_record(path) for path in _raw_manifests(values)}
+    wrong = [*changed_inputs(chosen, all_here=False), *_foreign(raw), *changed_outputs([entry for stage in chosen for entry in stage.entries])]
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong)
         raise InputError("card-stale", f"{LOCK} records something else than is here: bring it back, or run `dvc repro` and commit:\n{listed}")
@@ -74,7 +75,6 @@ def read_sources() -> Sources:
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock, adapter)}
     pinned = Path(f"models/base/{values.base_model.name}.json")
-    raw = {str(path): read_record(path) for path in _raw_manifests(values)}
     return Sources(
         by_hand=read_by_hand(BY_HAND),
         params=values,
@@ -110,6 +110,20 @@ def changed_outputs(entries: Iterable[Recorded]) -> Iterator[str]:
             found = md5_of(path) if path.exists() else "not there"
             if found != entry.md5:
                 yield f"{path}: {found}, {LOCK} says {entry.md5}"
+
+
+def _foreign(raw: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Fetched data that are not what their manifest says; those that are not here can't be looked at."""
+    for path, record in raw.items():
+        folder = Path(path.removesuffix(".source.json"))
+        listed = {name: entry["sha256"] for name, entry in record["files"].items()}
+        if not folder.exists():
+            continue
+        memory = project_root() / ".dvc" / "tmp" / "inputs_sha256.json"
+        found = {file.relative_to(folder).as_posix(): remembered(file, sha256_of, memory) for file in folder.rglob("*") if file.is_file()}
+        for name in sorted(listed.keys() | found.keys()):
+            if listed.get(name) != found.get(name):
+                yield f"{folder / name}: not what {path} says was fetched: fetch it again, or remove {path} if these are data of your own"
 
 
 def _is_of_this(record: Mapping[str, Any], lock: str, adapter: str) -> bool:
