@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from qlora.card import render, untested
 from qlora.card.sources import Sources, changed_outputs, read_sources
 from qlora.dvc_files import recorded_outputs
+from qlora.manifest import sha256_of
 from qlora.params import Params
 from qlora.reproduction import changed_inputs
 from tests.pipeline.clone import Clone
@@ -160,6 +162,45 @@ def test_what_was_run_on_this_adapter_is_in_the_card_and_what_was_run_on_another
 
     assert "| t | acc | 0.2500 | 0.5000 | +0.2500 |" in benchmark(recorded_outputs()["models/adapter"])
     assert "no standard benchmark was run on this adapter" in benchmark("0" * 32)
+
+
+def test_a_merge_that_was_refused_is_no_merge(sources: Sources) -> None:
+    refused = {"accepted": False, "kl_mean": 7.5, "max_kl": 0.005, "ran_on": {"merged": {"dtype": "bfloat16"}}}
+    text = render(dataclasses.replace(sources, found={"merge": refused}))
+    assert "was refused: KL 7.5 nats per token, allowed were 0.005" in text
+    assert "The adapter merged into its base model" in text
+
+
+def test_a_card_needs_neither_weights_nor_raw_data_nor_adapter_and_refuses_a_false_origin(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+    shutil.move("models/base/tiny", tmp_path / "weights")
+    inside.run("python", "-m", "tools.pin", "mine", "--path", str(tmp_path / "weights"))
+    Path("rows").mkdir()
+    for name in ("train", "test"):
+        shutil.move(f"data/raw/micro/{name}.jsonl", f"rows/{name}.jsonl")
+    inside.run("git", "rm", "--quiet", "--cached", "-r", "data/raw/micro")
+    inside.run("dvc", "add", "--quiet", "rows")
+    inside.set(base_model__name="mine", data__train_file="rows/train.jsonl", data__test_file="rows/test.jsonl")
+    inside.repro()
+    inside.commit("weights and data elsewhere")
+    inside.run("python", "-m", "tools.card")
+    inside.commit("the card")
+    inside.run("git", "clone", "--quiet", str(inside.path), str(tmp_path / "bare"))
+    bare = Clone(tmp_path / "bare")
+    assert "says what is computed" in bare.run("python", "-m", "tools.card", "--check")
+
+    inside.set(data__train_file="data/raw/fetched/train.jsonl", data__test_file="data/raw/fetched/test.jsonl")
+    shutil.move("rows", "data/raw/fetched")
+    Path("rows.dvc").unlink()
+    files = {name: {"bytes": 1, "sha256": sha256_of(Path("data/raw/fetched", name))} for name in ("train.jsonl", "test.jsonl")}
+    manifest = Path("data/raw/fetched.source.json")
+    manifest.write_text(json.dumps({"repo_id": "org/fetched", "revision": "a" * 40, "license": "mit", "files": files}), encoding="utf-8")
+    inside.repro()
+    inside.commit("fetched")
+    inside.run("python", "-m", "tools.card")
+    assert "org/fetched" in Path(CARD).read_text(encoding="utf-8")
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(files["train.jsonl"]["sha256"], "0" * 64), encoding="utf-8")
+    inside.commit("a false origin")
+    assert "train.jsonl: not what data/raw/fetched.source.json says was fetched" in inside.run("python", "-m", "tools.card", "--check", fails=True)
 
 
 def test_what_limits_the_measurement_is_said(sources: Sources) -> None:
