@@ -5,6 +5,8 @@
     python -m tools.compare HEAD --fail-if-worse exact_match --fail-if-worse nll    exit code 4 when one of them is shown to be worse
     python -m tools.compare --all [BASE]      HEAD and all its experiments, ranked by --score (exact_match), each against the best, or against BASE
 
+With --all the best is that of HEAD's test set; what was measured on another one stands below the table.
+
 Read from data/predictions/tuned.jsonl of each, from DVC's cache (`dvc fetch --all-commits` where it is not there); nothing runs. Both must
 come from the same test set.
 """
@@ -12,6 +14,7 @@ come from the same test set.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -159,11 +162,11 @@ def _params(revision: str) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}
 
 
-def ranked(found: Sequence[Side], score: str, base: str | None) -> tuple[str, list[str]]:
-    """A table, the best first, and why each side that is not in it isn't.
+def ranked(found: Sequence[Side], score: str, base: str | None) -> tuple[str, list[str], int]:
+    """A table, the best first, why each side that is not in it isn't, and the number of conversations that the table is of.
 
     Args:
-        base: Name of the side that each is compared with; None: the best.
+        base: Name of the side that each is compared with; None: the best of those that can be compared with HEAD.
 
     Raises:
         InputError: no side has answers.
@@ -176,14 +179,33 @@ def ranked(found: Sequence[Side], score: str, base: str | None) -> tuple[str, li
     left_out = [f"{side.name}: {side.reason}" for side in found if not side.rows]
     if not order:
         raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers at hand:\n  " + "\n  ".join(left_out))
-    against = next((side for side in order if side.name == base), order[0])
+    against = _reference(order, score, base)
     lines = [("", score, "difference", "95 % interval", "", "params")]
     for side in order:
         try:
             lines.append((side.name, f"{points[side.name]:.4f}", *_standing(side, against, score), side.changed))
         except InputError as error:
             left_out.append(f"{side.name}: {error.message}")
-    return _aligned(lines, words=(0, 4, 5)), left_out
+    return _aligned(lines, words=(0, 4, 5)), left_out, len({row["id"] for row in against.rows})
+
+
+def _reference(order: Sequence[Side], score: str, base: str | None) -> Side:
+    """BASE, or the first that was measured on what HEAD was; where HEAD has no answers, on what most were."""
+    named = {side.name: side for side in order}
+    if base in named:
+        return named[base]
+    measured = {side.name: _measured(side, score) for side in order}
+    common = measured["HEAD"] if "HEAD" in measured else Counter(measured.values()).most_common(1)[0][0]
+    return next(side for side in order if measured[side.name] == common)
+
+
+def _measured(side: Side, score: str) -> frozenset[tuple[Any, ...]]:
+    """What two sides must share to be compared: turns, seeds, which were answered, and for a score per token the tokens."""
+    from qlora.comparison import PER_TOKEN  # noqa: PLC0415 - a second that --help need not take
+
+    return frozenset(
+        (row["id"], row["turn"], row["seed"], row["answer"] is not None, row["tokens"] if score in PER_TOKEN else 0) for row in side.rows
+    )
 
 
 def _standing(side: Side, against: Side, score: str) -> tuple[str, str, str]:
@@ -213,9 +235,8 @@ def _leaderboard(score: str, base: str | None) -> None:
     found = sides(revisions)
     if base and (reason := next(side.reason for side in found if side.name == base)):
         raise InputError("compare-missing", reason)
-    shown, left_out = ranked(found, score, base)
+    shown, left_out, conversations = ranked(found, score, base)
     print(shown)
-    conversations = len({row["id"] for side in found for row in side.rows})
     print(f"\n{conversations:,} conversations; better and worse than the one compared with, where the interval leaves out 0")
     _warn_of_few(conversations)
     if left_out:

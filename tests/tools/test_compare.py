@@ -13,7 +13,7 @@ from qlora.generation import Answer
 from qlora.records import json_line, write_jsonl
 from qlora.test_set import _scored
 from tests.pipeline.clone import ENVIRONMENT
-from tools.compare import PREDICTIONS, WORSE
+from tools.compare import PREDICTIONS, WORSE, Side, ranked
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,8 +170,11 @@ def cached_file(folder: Path) -> Path:
 def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
     shown = compare(experiments, "--all").split("\n")
     assert shown[0].split() == ["exact_match", "difference", "95", "%", "interval", "params"]
-    ranks = [line.split() for line in shown[1:4]]
-    assert ranks[0] == ["other-set", "1.0000", "compared", "with", "lora.r=2"]
+    assert [line.split()[0] for line in shown[1:4]] == ["good", "HEAD", "same"]
+    assert shown[1].split() == ["good", "0.9500", "compared", "with", "lora.r=0"]
+    assert [line.split()[2] for line in shown[2:4]] == ["-0.2000", "-0.2000"]
+    assert shown[5].startswith("40 conversations; ")
+    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 stand", "\n".join(shown[5:]), re.MULTILINE)
     shown = compare(experiments, "--all", "HEAD").split("\n")
     assert [line.split()[0] for line in shown[1:4]] == ["good", "HEAD", "same"]
     assert shown[1].split()[1:3] == ["0.9500", "+0.2000"]
@@ -181,6 +184,25 @@ def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
     below = "\n".join(shown[4:])
     assert re.search(r"^  other-set: the predictions are not of the same turns: 1 stand", below, re.MULTILINE)
     assert re.search(r"^  lost: data/predictions/tuned.jsonl of lost is not at hand .*`dvc fetch --all-commits`", below, re.MULTILINE)
+
+
+def test_the_best_is_of_what_head_was_measured_on() -> None:
+    few, same, many = Side("HEAD", "", answers(3, count=5)), Side("same", "", answers(2, count=5)), Side("many", "", answers(40))
+    shown, left_out, conversations = ranked([few, same, many], "exact_match", None)
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["HEAD", "same"]
+    assert [line.split(":")[0] for line in left_out] == ["many"]
+    assert conversations == 5, "so few that it is said"
+    # Without HEAD's answers: what most were measured on.
+    shown, left_out, _ = ranked([Side("HEAD", "", [], "not at hand"), few._replace(name="a"), same, many], "exact_match", None)
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["a", "same"]
+    assert [line.split(":")[0] for line in left_out] == ["HEAD", "many"]
+
+
+def test_a_score_per_token_is_ranked_among_those_of_heads_tokens() -> None:
+    other = Side("other", "", [{**row, "tokens": 8} for row in answers(30)])
+    for score, expected in (("nll", ["HEAD"]), ("bits_per_byte", ["HEAD", "other"])):
+        shown, _, _ = ranked([Side("HEAD", "", answers(30)), other], score, None)
+        assert [line.split()[0] for line in shown.splitlines()[1:]] == expected
 
 
 def test_the_score_and_what_is_compared_with_can_be_chosen(experiments: Path) -> None:
