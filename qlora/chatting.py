@@ -48,8 +48,10 @@ class Chat:
     def fit(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation without its oldest questions and answers, as far as a whole answer would not fit the model's context.
 
+        The last message stays, whether it fits or not: `answer` refuses one that leaves no room.
+
         Raises:
-            InputError: not even the last message fits.
+            InputError: a message looks like structure, as `prompt` has it.
         """
         fitting = list(messages)
         first = int(fitting[0]["role"] == "system")

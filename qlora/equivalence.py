@@ -1,5 +1,6 @@
 """How near a merged model is to the adapter on the base model that it was trained on."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,14 @@ class Equivalence:
     template_equal: float
     """Share of conversations that both tokenizers and chat templates make the same tokens of."""
 
+    def within(self, max_kl: float) -> bool:
+        """Whether the mean KL is a finite number that does not exceed `max_kl`."""
+        return math.isfinite(self.kl_mean) and self.kl_mean <= max_kl
+
     def record(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "nll_delta": self.nll_merged - self.nll_adapter}
+        """For JSON, which knows no number that is not finite: None in its place."""
+        fields = {name: getattr(self, name) for name in self.__slots__} | {"nll_delta": self.nll_merged - self.nll_adapter}
+        return {name: value if math.isfinite(value) else None for name, value in fields.items()}
 
     def table(self) -> str:
         rows = [

@@ -76,7 +76,7 @@ def merged_model(values: Params, base_folder: Path, adapter_folder: Path, dtype:
     """Base model plus adapter as one model, on the CPU: every sum in float32, rounded once to `dtype`.
 
     Raises:
-        InputError: the pinned weights are quantised, or a merged weight is not a number.
+        InputError: the pinned weights are quantised, or a merged weight is not a finite number in `dtype`.
     """
     config = base_model.load_config(base_folder)
     if getattr(config, "quantization_config", None):
@@ -99,8 +99,21 @@ def _merged(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     # What was merged stays so; copies of whole layers (modules_to_save) take the place of the base model's.
     merged: Any = model.unload()
     merged.to(dtype)
+    _require_finite(merged, dtype)
     _say_whether_tied(merged)
     return merged  # type: ignore[no-any-return]
+
+
+def _require_finite(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The last cast may overflow, and what was not merged was not looked at."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and (wrong := int((~weight.isfinite()).sum())):
+            raise InputError(
+                "merge-not-finite",
+                f"{name}: {wrong:,} of {weight.numel():,} weights are not finite in {str(dtype).removeprefix('torch.')}, which ends at "
+                f"{torch.finfo(dtype).max:.3g}: --dtype bfloat16 or float32; if they are not finite there either, see metrics/train.json, "
+                "and train again",
+            )
 
 
 def _merge_layer(layer: Any, dtype: torch.dtype) -> None:

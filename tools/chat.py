@@ -59,8 +59,8 @@ def load(values: Params, *, base_only: bool, sample: bool, max_new_tokens: int |
     return Chat(model.eval(), template, values.evaluate.model_copy(update=changes))
 
 
-def ask(chat: "Chat", messages: Sequence[Message], sides: Sequence[str]) -> "Answer":
-    """Print the answer of each side, named where there are two; returns the last.
+def ask(chat: "Chat", messages: Sequence[Message], sides: Sequence[str]) -> "Answer | None":
+    """Print the answer of each side, named where there are two; returns the last side's, None if Ctrl-C came before it began.
 
     In a terminal it is printed as it comes, with what would steer the terminal spelled out; into a pipe, to the byte, at its end.
     """
@@ -72,7 +72,7 @@ def ask(chat: "Chat", messages: Sequence[Message], sides: Sequence[str]) -> "Ans
             answer = chat.answer(messages, _print_visible if streaming else None)
         print("" if streaming else answer.text, flush=True)
         if chat.interrupted:
-            break
+            return answer if side == sides[-1] else None
         if not answer.stopped:
             print(f"(cut after {answer.tokens} tokens; --max-new-tokens)", file=sys.stderr, flush=True)
     return answer
@@ -108,7 +108,9 @@ def converse(chat: "Chat", system: str | None, sides: Sequence[str]) -> None:
             # Of this message alone: the conversation goes on without it.
             print(f"error: {visible(str(error))}", file=sys.stderr, flush=True)
             continue
-        if answer.text:
+        if answer is None:
+            print(f"({sides[-1]} did not answer: the conversation goes on without this question)", file=sys.stderr, flush=True)
+        elif answer.text:
             history = [*asked, Message(role="assistant", content=answer.text)]
 
 
@@ -145,10 +147,20 @@ def _interruptible(chat: "Chat") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def show_test_rows(chat: "Chat", count: int, seed: int, sides: Sequence[str]) -> None:
-    """Rows of the test set, drawn by the seed: everything before the last answer, that answer, and the model's."""
+def drawn_test_rows(count: int, seed: int) -> list[Conversation]:
+    """Rows of the test set, drawn by the seed.
+
+    Raises:
+        InputError: it is not the test set that dvc.lock records.
+    """
+    require_recorded([TEST])
     conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
-    for conversation in random.Random(seed).sample(conversations, min(count, len(conversations))):
+    return random.Random(seed).sample(conversations, min(count, len(conversations)))
+
+
+def show_test_rows(chat: "Chat", conversations: Sequence[Conversation], sides: Sequence[str]) -> None:
+    """Of each everything before the last answer, that answer, and the model's."""
+    for conversation in conversations:
         *before, original = conversation.messages
         print(f"── {visible(conversation.id)} ({visible(conversation.category)})")
         for message in before:
@@ -193,6 +205,8 @@ def main() -> None:
     if arguments.from_test and arguments.system is not None:
         parser.error("--system does not go with --from-test: a test row has its own")
     values = params.load(Path("params.yaml"))
+    # Before the seconds that a model takes.
+    rows = drawn_test_rows(arguments.from_test, arguments.seed) if arguments.from_test else []
     chat = load(values, base_only=arguments.base, sample=arguments.sample, max_new_tokens=arguments.max_new_tokens)
     if arguments.sample:
         import torch  # noqa: PLC0415
@@ -201,7 +215,7 @@ def main() -> None:
     sides = ("base", "tuned") if arguments.compare else ("base",) if arguments.base else ("tuned",)
     system = values.data.system_message if arguments.system is None else arguments.system or None
     if arguments.from_test:
-        show_test_rows(chat, arguments.from_test, arguments.seed, sides)
+        show_test_rows(chat, rows, sides)
     elif arguments.prompt is not None:
         ask(chat, chat.fit(with_system_message([Message(role="user", content=arguments.prompt)], system)), sides)
     else:

@@ -6,8 +6,8 @@
     python -m tools.merge --gguf path/to/llama.cpp     a GGUF file besides, by its converter
 
 The adapter on the base model as it was trained on is compared with the merged model, loaded from disk, over the test conversations. The
-numbers go to metrics/merge.json, a file that no stage reads or writes. Above --max-kl (mean nats per token) nothing is put in place and
-the exit code is 4. models/merged/merge.json says what the model was made of, by sha256 and by the md5 of dvc.lock.
+numbers go to metrics/merge.json, a file that no stage reads or writes. Above --max-kl (mean nats per token) nothing is put in place, the
+numbers say `accepted: false` and the exit code is 4. models/merged/merge.json says what the model was made of, by sha256 and by the md5 of dvc.lock.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora import command, params
+from qlora.conversation import Conversation
+from qlora.dvc_files import require_recorded
 from qlora.errors import InputError
 from qlora.params import Params
 from qlora.records import read_jsonl, write_json
@@ -44,7 +46,7 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
     """Make the merged model, measure it, and put it in place if it is near enough.
 
     Raises:
-        InputError: the adapter is not what dvc.lock records, or base model, adapter and params do not belong together.
+        InputError: adapter or test set is not what dvc.lock records, or base model, adapter and params do not belong together.
         MachineError: no room, or no converter.
     """
     from qlora import base_model, gguf, merging  # noqa: PLC0415 - seconds that --help need not take
@@ -52,6 +54,8 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
 
     manifest = MANIFESTS / f"{values.base_model.name}.json"
     adapter_md5 = merging.require_recorded_adapter(values, manifest, ADAPTER)
+    require_recorded([TEST])
+    conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
     converter = None if arguments.gguf is None else gguf.find_converter(arguments.gguf)
     folder = base_model.verified_folder(values.base_model, manifest)
     merging.require_room(folder, arguments.out, arguments.dtype)
@@ -61,17 +65,18 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
         merging.write(model, template, values, ADAPTER, partial)
         # Before two others are loaded.
         del model
-        found = _measure(values, folder, partial, template, arguments)
-        accepted = found.kl_mean <= arguments.max_kl
+        found = _measure(values, folder, partial, template, conversations, arguments)
+        accepted = found.within(arguments.max_kl)
         made_of = merging.chain(values, manifest, ADAPTER, adapter_md5, arguments.dtype)
         equivalence = {**found.record(), "max_kl": arguments.max_kl if math.isfinite(arguments.max_kl) else None, "accepted": accepted}
-        write_json(REPORT, {**equivalence, "ran_on": made_of})
         if accepted:
             if converter:
                 gguf.convert(converter, partial, partial / GGUF, arguments.dtype)
             write_json(partial / merging.RECORD, {**made_of, "equivalence": equivalence, "files": merging.files_of(partial)})
             shutil.rmtree(arguments.out, ignore_errors=True)
             partial.rename(arguments.out)
+        # Last: a failed conversion or rename leaves no numbers of a model that is not there.
+        write_json(REPORT, {**equivalence, "ran_on": made_of})
     return found
 
 
@@ -96,10 +101,16 @@ def _aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _measure(values: Params, folder: Path, partial: Path, template: "ChatTemplate", arguments: argparse.Namespace) -> "Equivalence":
+def _measure(
+    values: Params,
+    folder: Path,
+    partial: Path,
+    template: "ChatTemplate",
+    conversations: Sequence[Conversation],
+    arguments: argparse.Namespace,
+) -> "Equivalence":
     """The adapter on the base model as it was trained on against the merged model from disk, both on one device."""
     from qlora import adapter, base_model, equivalence, hardware, merging  # noqa: PLC0415
-    from qlora.conversation import Conversation  # noqa: PLC0415
 
     device = hardware.set_up(values.hardware.model_copy(update={"device": arguments.device or values.hardware.device}), deterministic=False)
     progress, spread = values.runtime.progress, values.hardware.strategy == "fsdp2"
@@ -107,10 +118,16 @@ def _measure(values: Params, folder: Path, partial: Path, template: "ChatTemplat
     adapted: Any = adapter.load_adapter(trained_on, ADAPTER, values.base_model.name)
     plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": arguments.dtype})
     merged = base_model.load_model(plain, partial, device, progress=progress, spread=spread)
-    conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
     chosen = values.evaluate.model_copy(update={"num_examples": arguments.num_examples or values.evaluate.num_examples})
     with hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
         return equivalence.compare(adapted, merged, template, merging.own_template(partial, values), conversations, chosen, device, progress=progress)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def distance(text: str) -> float:
@@ -127,7 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--max-kl", type=distance, help="greatest mean KL in nats per token; inf: measure only (float32 1e-6, float16 1e-3, bfloat16 5e-3)"
     )
-    parser.add_argument("--num-examples", type=int, help="test conversations measured (evaluate.num_examples)")
+    parser.add_argument("--num-examples", type=positive, help="test conversations measured (evaluate.num_examples)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where both models are compared (hardware.device); merging itself uses the CPU")
     parser.add_argument("--gguf", nargs="?", const="", metavar="LLAMA_CPP", help="also write model.gguf; folder of llama.cpp, or its converter")
     arguments = parser.parse_args()
@@ -142,8 +159,9 @@ def main() -> None:
         arguments.max_kl = MAX_KL[arguments.dtype]
     found = merge(values, arguments)
     print(found.table())
-    if found.kl_mean > arguments.max_kl:
-        print(f"\nnot put in place: a mean KL of {found.kl_mean:.3g} exceeds {arguments.max_kl:.3g}; {REPORT} holds the numbers", file=sys.stderr)
+    if not found.within(arguments.max_kl):
+        reason = f"exceeds {arguments.max_kl:.3g}" if math.isfinite(found.kl_mean) else "is no finite number: one of the two models overflows"
+        print(f"\nnot put in place: a mean KL of {found.kl_mean:.3g} {reason}; {REPORT} holds the numbers", file=sys.stderr)
         sys.exit(UNLIKE)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
     print(f"\n{arguments.out}: {arguments.dtype}, {size / 1e6:,.1f} MB; {arguments.out / 'merge.json'} says of what, {REPORT} how near")

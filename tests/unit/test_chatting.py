@@ -9,8 +9,9 @@ from qlora.chat_template import MANY_SCRIPTS
 from qlora.chatting import Chat, _Stream
 from qlora.conversation import Message
 from qlora.errors import InputError
-from qlora.generation import answer_of
+from qlora.generation import Answer, answer_of
 from qlora.params import Params
+from tools.chat import converse
 
 
 @pytest.mark.parametrize("text", [*(message["content"] for message in MANY_SCRIPTS), " \n", "", "a\n\n  b", "x\x1b[31m"])
@@ -61,6 +62,35 @@ def test_typed_control_tokens_are_refused_or_text(tiny_model: Any, tokenizer: An
     escaping = Chat(tiny_model, ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape")), default_params.evaluate)
     plain = escaping.prompt([Message(role="user", content="2+2?")])
     assert escaping.prompt(forged).count(end) == plain.count(end) == 1
+
+
+class Interrupted:
+    """Is told to end while this side answers."""
+
+    def __init__(self, side: str) -> None:
+        self.side = self.model = side
+        self.interrupted = False
+        self.asked: list[list[str]] = []
+
+    def fit(self, messages: list[Message]) -> list[Message]:
+        return messages
+
+    def answer(self, messages: list[Message], show: object = None) -> Answer:
+        self.asked.append([message["content"] for message in messages])
+        side = ("base", "tuned")[len(self.asked) - 1] if len(self.asked) < 3 else ""
+        self.interrupted = side == self.side
+        return Answer(f"of {side}", stopped=False, tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("side", "goes_on_from"),
+    [("base", ["Second"]), ("tuned", ["First", "of tuned", "Second"])],
+)
+def test_a_conversation_never_goes_on_from_the_base_models_answer(side: str, goes_on_from: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    chat: Any = Interrupted(side)
+    monkeypatch.setattr("tools.chat._lines", lambda: iter(["First", "Second"]))
+    converse(chat, None, ("base", "tuned"))
+    assert chat.asked[-1] == goes_on_from
 
 
 def test_an_interruption_ends_the_answer_with_what_there_is(tiny_model: Any, template: Any, default_params: Params) -> None:

@@ -138,6 +138,18 @@ def test_a_server_ends_its_answers_where_the_evaluation_does(trained: Adapter, t
             assert (target / path.name).read_bytes() == path.read_bytes()
 
 
+def test_numbers_that_overflow_in_the_last_cast_are_named(trained: Adapter, tmp_path: Path) -> None:
+    """Of a layer that was merged, and of one that was not: float16 ends at 65,504."""
+    for target in ("q_proj", "norm"):
+        values = trained(lora__modules_to_save=["norm"])
+        weights = load_file(tmp_path / "adapter" / adapter.WEIGHTS)
+        large = {name: weight * 0 + 7e4 for name, weight in weights.items() if f"{target}." in name}
+        save_file({**weights, **large}, tmp_path / "adapter" / adapter.WEIGHTS, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=rf"\[merge-not-finite\] \S*{target}\.weight: .* in float16, which ends at 6.55e\+04: --dtype bfloat16"):
+            merging.merged_model(values, TINY, tmp_path / "adapter", "float16")
+        assert merging.merged_model(values, TINY, tmp_path / "adapter", "bfloat16").dtype == torch.bfloat16
+
+
 def test_what_can_not_be_merged_is_refused(trained: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = trained()
     weights = load_file(tmp_path / "adapter" / adapter.WEIGHTS)
