@@ -152,6 +152,11 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
 
 
+def shown_endpoint() -> str:
+    """The address as messages show it: without a name and password, up to the last "@", however they are written."""
+    return re.sub(r"//.*@", "//", endpoint())
+
+
 def connect() -> None:
     """Give every later request of huggingface_hub a time limit, and none a wait of hours."""
     from huggingface_hub import set_client_factory  # noqa: PLC0415
@@ -172,7 +177,7 @@ def _bounded_client() -> "httpx2.Client":
         after = response.headers.get("Retry-After", "")
         wait = limits.reset_in_seconds if limits and limits.remaining == 0 else int(after) if after.isdigit() else 0
         if response.status_code in (408, 429, 500, 502, 503, 504) and wait > LONGEST_WAIT_SECONDS:
-            raise MachineError("hub-unreachable", f"{endpoint()} asks to wait {wait} s: run again after that; what arrived is kept")
+            raise MachineError("hub-unreachable", f"{shown_endpoint()} asks to wait {wait} s: run again after that; what arrived is kept")
 
     client = default_client_factory()
     client.event_hooks = {"request": [*client.event_hooks["request"], limit], "response": [refuse_long_wait]}
@@ -204,7 +209,7 @@ def told(repo_id: str, revision: str = "main") -> Iterator[None]:
     except (httpx2.HTTPError, httpx2.StreamError, LocalEntryNotFoundError, FileMetadataError, _ShortBodyError) as error:
         raise _explained(error, repo_id, revision) from None
     except ValueError as error:
-        raise MachineError("hub-unreachable", f"{endpoint()} does not answer as the Hub does: {plain(error)}. Is HF_ENDPOINT right?") from None
+        raise MachineError("hub-unreachable", f"{shown_endpoint()} does not answer as the Hub does: {plain(error)}. Is HF_ENDPOINT right?") from None
 
 
 def _explained(error: BaseException, repo_id: str, revision: str) -> InputError | MachineError:
@@ -218,7 +223,7 @@ def _explained(error: BaseException, repo_id: str, revision: str) -> InputError 
         return InputError("hub-not-found", f"the Hub has no {repo_id} at {revision} that this account may read: {plain(error)}")
     if status in (401, 403):
         return InputError("hub-denied", f"the Hub refuses {repo_id} to this account: set HF_TOKEN to a token that may ({plain(error)})")
-    return MachineError("hub-unreachable", f"{repo_id}: {endpoint()} fails: {plain(error)}. Try again; what arrived is kept.")
+    return MachineError("hub-unreachable", f"{repo_id}: {shown_endpoint()} fails: {plain(error)}. Try again; what arrived is kept.")
 
 
 def plain(error: BaseException) -> str:
@@ -229,8 +234,14 @@ def plain(error: BaseException) -> str:
     token = get_token()
     if token:
         text = text.replace(token, "***")
-    text = re.sub(r"//[^/@\s]*@", "//", re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
+    # The endpoint first, as it was given: a "?" or "/" in a password would hide from the patterns where that ends.
+    text = without_userinfo(re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text.replace(endpoint(), shown_endpoint())))
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
+
+
+def without_userinfo(text: str) -> str:
+    """The text with `//name:password@host` in its addresses as `//host`; the password may hold an "@"."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _receive(commit: Commit, file: HubFile, partial: Path) -> None:
@@ -285,7 +296,9 @@ def _not_as_listed(file: HubFile, partial: Path) -> MachineError:
     """The error for what arrived; it is removed, for nothing can be gone on with."""
     what = "is a Git-LFS pointer, not the file" if _is_pointer(partial) else f"is not what the Hub lists ({file.size:,} bytes, {file.digest[:12]}...)"
     partial.unlink()
-    return MachineError("hub-damaged", f"{file.path}: what {endpoint()} sent {what}. Nothing of it was kept: run again, or from another HF_ENDPOINT.")
+    return MachineError(
+        "hub-damaged", f"{file.path}: what {shown_endpoint()} sent {what}. Nothing of it was kept: run again, or from another HF_ENDPOINT."
+    )
 
 
 def _is_pointer(path: Path) -> bool:

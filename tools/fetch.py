@@ -12,7 +12,8 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -44,22 +45,37 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
         listed = ", ".join(file.path for file in commit.files[:LINES_SHOWN]) or "nothing"
         raise InputError("fetch-nothing", f"no file of {repo_id} is called like {' or '.join(patterns) or 'anything'}: it holds {listed}")
     folder = RAW / name
-    problems = _differences(folder, files) if folder.exists() else []
-    if problems and (not force or _is_in_git(folder)):
-        shown = "".join(f"\n  {problem}" for problem in problems[:LINES_SHOWN])
-        raise InputError(
-            "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
-        )
-    if problems or not folder.exists():
-        _bring(commit, files, folder)
-    entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
-    write_json(source_of(folder), {"repo_id": repo_id, "revision": revision, "license": commit.license, "files": entries})
+    with _only_here(folder):
+        problems = _differences(folder, files) if folder.exists() else []
+        if problems and (not force or _is_in_git(folder)):
+            shown = "".join(f"\n  {problem}" for problem in problems[:LINES_SHOWN])
+            raise InputError(
+                "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
+            )
+        if problems or not folder.exists():
+            _bring(commit, files, folder)
+        entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
+        write_json(source_of(folder), {"repo_id": repo_id, "revision": revision, "license": commit.license, "files": entries})
     return folder
 
 
 def source_of(folder: Path) -> Path:
     """The manifest of a fetched folder."""
     return folder.with_name(f"{folder.name}.source.json")
+
+
+@contextmanager
+def _only_here(folder: Path) -> Iterator[None]:
+    """From the look at what lies there to its manifest: another fetch between the two would get this one's manifest, or be replaced unasked."""
+    RAW.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(RAW / f".{folder.name}.lock")
+    if lock is None:
+        raise MachineError("fetch-running", f"another process fetches {folder}: wait for it, or end it")
+    with lock:
+        try:
+            yield
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
 
 
 def _differences(folder: Path, files: Sequence[HubFile]) -> list[str]:
@@ -78,21 +94,19 @@ def _bring(commit: hub.Commit, files: Sequence[HubFile], folder: Path) -> None:
     """Download beside the place, then move the whole folder there."""
     # Hidden: no folder of raw data is read with it. What is in it stays for the next try.
     staging, replaced = folder.with_name(f".{folder.name}.fetch"), folder.with_name(f".{folder.name}.replaced")
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(RAW / f".{folder.name}.lock")
-    if lock is None:
-        raise MachineError("fetch-running", f"another process fetches {folder}: wait for it, or end it")
-    with lock:
-        content = staging / "content"
-        for file in files:
-            hub.download(commit, file, content / file.path)
-        _remove_others(content, {content / file.path for file in files})
-        _remove(replaced)
-        if folder.exists() or folder.is_symlink():
-            folder.rename(replaced)
-        content.rename(folder)
-        for left in (replaced, staging, Path(lock.name)):
-            _remove(left)
+    staging.mkdir(exist_ok=True)
+    content = staging / "content"
+    for file in files:
+        hub.download(commit, file, content / file.path)
+    _remove_others(content, {content / file.path for file in files})
+    _remove(replaced)
+    # Before anything moves: ended from here on, it leaves data without a manifest, never with that of other data.
+    source_of(folder).unlink(missing_ok=True)
+    if folder.exists() or folder.is_symlink():
+        folder.rename(replaced)
+    content.rename(folder)
+    for left in (replaced, staging):
+        _remove(left)
 
 
 def _remove(path: Path) -> None:

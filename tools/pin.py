@@ -8,13 +8,16 @@ Then set base_model.name to NAME. The manifest goes into Git, the weights stay w
 
 import argparse
 import json
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from qlora import command, hub
 from qlora.errors import InputError, MachineError
-from qlora.manifest import LOADED_SUFFIXES, make_manifest
+from qlora.hub import HubFile
+from qlora.locks import try_lock
+from qlora.manifest import LOADED_SUFFIXES, Manifest, loadable_files, make_manifest
 from qlora.records import write_json
 
 FOLDER = Path("models/base")
@@ -38,19 +41,18 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     """The folder of one commit in the Hub cache, whole and as the Hub lists it, and that commit.
 
     Raises:
-        InputError: the revision is a moving name, or the Hub does not give that repository at that commit.
-        MachineError: the Hub can't be reached, or sends what it does not list.
+        InputError: the revision is a moving name, the Hub does not give that repository at that commit, or its folder holds other files too.
+        MachineError: the Hub can't be reached, or sends what it does not list; or another process brings the same repository.
     """
     commit = hub.read_commit(repo_id, revision, "model")
-    files = [file for file in commit.files if "/" not in file.path and Path(file.path).suffix in LOADED_SUFFIXES]
+    files = loaded(commit)
     if not any(file.path.endswith(".safetensors") for file in files):
         raise InputError("base-model-no-weights", f"{repo_id} holds no .safetensors file: only safetensors weights are loaded")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that --path need not pay
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
 
     blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
-    for file in files:
-        hub.download(commit, file, blobs / file.digest)
+    _bring(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
     # The cache's own library gives the contents their names; it finds all of them there.
     with hub.told(repo_id, revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint()))
@@ -58,7 +60,47 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
         path = folder / file.path
         if not (path.exists() and path.samefile(blobs / file.digest)) and not hub.holds(path, file):
             raise MachineError("hub-damaged", f"{path} is not what the Hub lists: remove {folder} and run again")
+    foreign = sorted({path.name for path in loadable_files(folder)} - {file.path for file in files})
+    if foreign:
+        raise InputError(
+            "pin-foreign",
+            f"{folder} holds {', '.join(foreign)}, which {repo_id} does not list at {revision}: remove what is foreign, or pin a copy with --path",
+        )
     return folder, commit
+
+
+def loaded(commit: hub.Commit) -> list[HubFile]:
+    """The commit's files that loading the model may read."""
+    return [file for file in commit.files if "/" not in file.path and Path(file.path).suffix in LOADED_SUFFIXES]
+
+
+def _bring(commit: hub.Commit, missing: Sequence[HubFile], blobs: Path) -> None:
+    """Download into the cache's contents; two processes would append to one half-written file."""
+    if not missing:
+        return
+    # Beside the cache's own locks, which the same repository has there; like those, the file stays.
+    path = blobs.parents[1] / ".locks" / blobs.parent.name / "pin.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(path)
+    if lock is None:
+        raise MachineError("pin-running", f"another process pins {commit.repo_id} (it holds {path}): wait for it, or end it")
+    with lock:
+        for file in missing:
+            hub.download(commit, file, blobs / file.digest)
+
+
+def require_listed(manifest: Manifest, commit: hub.Commit) -> None:
+    """Compare what was hashed with what the Hub lists: between the download and the hashing the folder could change.
+
+    Raises:
+        MachineError: other files, or a file of another size or, in LFS, another sha256.
+    """
+    found = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.files.items()}
+    # Of a file outside LFS the Hub lists no sha256: its Git sum was compared in `download`.
+    listed = {file.path: (file.size, file.digest if file.is_lfs else found.get(file.path, (0, ""))[1]) for file in loaded(commit)}
+    wrong = sorted(name for name in found.keys() | listed.keys() if found.get(name) != listed.get(name))
+    if wrong:
+        raise MachineError("hub-damaged", f"{', '.join(wrong)} of {commit.repo_id} changed while it was hashed: run again when nothing writes there")
 
 
 def write_manifest(path: Path, record: dict[str, Any]) -> None:
@@ -83,6 +125,8 @@ def main() -> None:
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
     weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision or "")
     manifest = make_manifest(weights, arguments.repo_id, arguments.revision)
+    if commit:
+        require_listed(manifest, commit)
     link_weights(arguments.name, weights)
     path = FOLDER / f"{arguments.name}.json"
     write_manifest(path, {**manifest.record(), **({"license": commit.license} if commit and commit.license else {})})

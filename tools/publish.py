@@ -44,6 +44,8 @@ SAFE = {
     "vocab.txt",
 }
 """All that may lie in models/adapter: what PEFT and transformers save of adapters and tokenizers, nothing pickled, nothing that is run."""
+LICENCE_NAMES = ("license", "licence", "copying", "notice")
+"""How the name of a licence file begins, in any case. None of SAFE does."""
 
 
 def contents() -> dict[str, bytes | Path]:
@@ -56,10 +58,6 @@ def contents() -> dict[str, bytes | Path]:
     if not CARD.is_file():
         raise InputError("publish-card", f"{CARD} does not exist: make it with `python -m tools.card`")
     licence = _licence_file()
-    if licence.name in (*files, "README.md"):
-        raise InputError(
-            "publish-license", f"license_file in {CARD_TEXTS} is {licence}, the name of another published file: rename it, LICENSE perhaps"
-        )
     return {**files, "README.md": CARD, licence.name: licence}
 
 
@@ -104,9 +102,23 @@ def _licence_file() -> Path:
     if not named:
         raise InputError("publish-license", f"{CARD_TEXTS} has no license_file: name the file with the adapter's licence, such as LICENSE")
     path = Path(str(named))
-    if not path.resolve().is_relative_to(Path.cwd().resolve()) or not path.is_file():
-        raise InputError("publish-license", f"license_file in {CARD_TEXTS} is {named!r}: no file of this repository")
+    problem = _licence_problem(path)
+    if problem:
+        raise InputError("publish-license", f"license_file in {CARD_TEXTS} is {named!r}: {problem}. Name the file with the licence, such as LICENSE.")
     return path
+
+
+def _licence_problem(path: Path) -> str | None:
+    """Why this file is not published as the licence: what is no licence, or kept out of Git, may hold a secret."""
+    place = Path.cwd().resolve() / path
+    if path.is_absolute() or path.resolve() != place or not path.is_file():
+        return "no file of this repository, or behind a link"
+    if any(part.startswith(".") for part in path.parts):
+        return "a hidden file, or in a hidden folder"
+    if not path.name.lower().startswith(LICENCE_NAMES):
+        return "its name begins with none of LICENSE, LICENCE, COPYING and NOTICE"
+    tracked = subprocess.run(["git", "--literal-pathspecs", "ls-files", "--error-unmatch", "--", str(path)], capture_output=True, check=False)
+    return "Git does not track it; if it is the licence, `git add` it" if tracked.returncode else None
 
 
 def check_card() -> None:
@@ -144,7 +156,8 @@ def upload(repo_id: str, files: dict[str, bytes | Path], *, private: bool) -> st
     with hub.told(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         try:
-            return str(api.create_commit(repo_id, operations, commit_message="Publish adapter, card and licence").commit_url)
+            made = api.create_commit(repo_id, operations, commit_message="Publish adapter, card and licence")
+            return hub.without_userinfo(str(made.commit_url))
         except ValueError as error:
             if not str(error).startswith("Invalid metadata in README.md"):
                 raise

@@ -161,6 +161,32 @@ def test_what_lies_there_is_replaced_only_when_told_so(call: Call, monkeypatch: 
     assert (FOLDER / TEST).read_bytes() == FILES[TEST]
 
 
+def test_a_fetch_that_is_ended_leaves_no_manifest_of_other_data(call: Call, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "track", lambda folder: None)
+    call()
+    server.repositories["datasets", "org/name"].files[TEST] = other = parquet(21)
+
+    def ended(path: Path, record: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch, "write_json", ended)
+        with pytest.raises(KeyboardInterrupt):
+            call("--force")
+    assert (FOLDER / TEST).read_bytes() == other
+    assert not Path("data/raw/name.source.json").exists()
+    call()
+    assert json.loads(Path("data/raw/name.source.json").read_text(encoding="utf-8"))["files"][TEST]["sha256"] == sha256(other)
+
+
+def test_a_manifest_is_written_while_no_other_fetch_may_change_the_folder(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "track", lambda folder: None)
+    free = []
+    monkeypatch.setattr(fetch, "write_json", lambda path, record: free.append(try_lock(Path("data/raw/.name.lock"))))
+    call()
+    assert free == [None]
+
+
 def test_some_files_can_have_a_folder_of_their_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "track", lambda folder: None)
     shown = call("--files", "data/train-*", "--name", "name-train")

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from qlora.errors import MachineError
+from qlora.hub import Commit, HubFile
+from qlora.locks import try_lock
+from qlora.manifest import Manifest
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
+from tools.pin import require_listed
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = bytes(range(256)) * 1024
@@ -71,6 +76,41 @@ def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path
     assert (tmp_path / "models/base/mine.json").read_text(encoding="utf-8") == earlier
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert kept == []
+
+
+def test_a_foreign_file_in_the_folder_is_never_pinned_as_part_of_the_commit(tmp_path: Path, server: FakeHub) -> None:
+    assert pin(tmp_path, server.endpoint).returncode == 0
+    manifest = (tmp_path / "models/base/mine.json").read_bytes()
+    (tmp_path / "models/base/mine/tokenizer.json").write_text("not of the Hub", encoding="utf-8")
+    done = pin(tmp_path, server.endpoint)
+    assert (done.returncode, "[pin-foreign]" in done.stderr, "holds tokenizer.json, which org/name" in done.stderr) == (2, True, True), done.stderr
+    assert (tmp_path / "models/base/mine.json").read_bytes() == manifest
+
+
+def test_two_at_once_do_not_append_to_one_file(tmp_path: Path, server: FakeHub) -> None:
+    path = tmp_path / "hub/hub/.locks/models--org--name/pin.lock"
+    path.parent.mkdir(parents=True)
+    lock = try_lock(path)
+    assert lock is not None
+    with lock:
+        done = pin(tmp_path, server.endpoint)
+        assert (done.returncode, "[pin-running]" in done.stderr) == (3, True), done.stderr
+        assert not any("/resolve/" in request.path for request in server.asked)
+    assert pin(tmp_path, server.endpoint).returncode == 0
+
+
+@pytest.mark.parametrize("changed", [{"model.safetensors": (3, "b" * 64)}, {"config.json": (1, "c" * 64)}, {"foreign.json": (2, "d" * 64)}])
+def test_what_was_hashed_must_be_what_the_hub_lists(changed: dict[str, tuple[int, str]]) -> None:
+    files = (HubFile("config.json", 2, "1" * 40, False), HubFile("model.safetensors", 3, "a" * 64, True), HubFile("README.md", 5, "2" * 40, False))
+    commit = Commit("org/name", COMMIT, "model", None, files)
+    hashed = {"config.json": (2, "c" * 64), "model.safetensors": (3, "a" * 64)}
+
+    def manifest(entries: dict[str, tuple[int, str]]) -> Manifest:
+        return Manifest({name: {"bytes": size, "sha256": digest} for name, (size, digest) in entries.items()})
+
+    require_listed(manifest(hashed), commit)
+    with pytest.raises(MachineError, match=rf"\[hub-damaged\] {next(iter(changed))} of org/name changed"):
+        require_listed(manifest({**hashed, **changed}), commit)
 
 
 def test_a_broken_download_goes_on_when_run_again(tmp_path: Path, server: FakeHub) -> None:

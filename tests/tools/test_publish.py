@@ -49,6 +49,8 @@ def root(tmp_path: Path) -> Path:
     (root / "models/card.yaml").write_text("license: apache-2.0\nlicense_file: LICENSE\n", encoding="utf-8")
     (root / "reports/model_card.md").write_text("---\nlicense: apache-2.0\n---\n# An adapter\n", encoding="utf-8")
     (root / "LICENSE").write_text("Permission is granted.\n", encoding="utf-8")
+    for command in (["init", "--quiet"], ["add", "LICENSE"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
     record(root)
     return root
 
@@ -130,6 +132,31 @@ def texts(content: str) -> Callable[[Path], None]:
     return lambda root: (root / "models/card.yaml").write_text(content, encoding="utf-8") and None
 
 
+def licence(name: str, *, tracked: bool = True) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("password=secret", encoding="utf-8")
+        if tracked:
+            subprocess.run(["git", "add", "--force", name], cwd=root, check=True)
+        texts(f"license_file: {name}\n")(root)
+
+    return spoil
+
+
+def linked_licence(root: Path) -> None:
+    (root / ".env").write_text("password=secret", encoding="utf-8")
+    (root / "LICENSE").unlink()
+    (root / "LICENSE").symlink_to(".env")
+
+
+@pytest.mark.parametrize("name", ["Licence.txt", "COPYING", "legal/NOTICE.md"])
+def test_a_tracked_file_called_as_a_licence_is_published(root: Path, name: str) -> None:
+    licence(name)(root)
+    done = publish(root, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"  {Path(name).name}\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "says", "status"),
     [
@@ -143,7 +170,11 @@ def texts(content: str) -> Callable[[Path], None]:
         (without("models/card.yaml"), "publish-license", "license_file", 2),
         (texts("license: mit\n"), "publish-license", "license_file", 2),
         (texts("license_file: ../outside\n"), "publish-license", "no file of this repository", 2),
-        (texts("license_file: models/adapter/tokenizer.json\n"), "publish-license", "rename it", 2),
+        (texts("license_file: models/adapter/tokenizer.json\n"), "publish-license", "its name begins with none of LICENSE", 2),
+        (licence("settings.env"), "publish-license", "its name begins with none of LICENSE", 2),
+        (licence(".secrets/LICENSE"), "publish-license", "hidden", 2),
+        (licence("LICENSE.local", tracked=False), "publish-license", "Git does not track it", 2),
+        (linked_licence, "publish-license", "behind a link", 2),
         (texts("{"), "publish-license", "not YAML", 2),
     ],
 )

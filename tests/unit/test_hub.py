@@ -117,6 +117,35 @@ def test_what_does_not_pass_ends_with_one_message_and_no_file(server: FakeHub, t
 
 
 @pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("/revision/", 500),
+        Fault("/revision/", 404),
+        Fault("/revision/", 200, body=b"[]"),
+        Fault("/resolve/", 429, headers={"Retry-After": "3600"}),
+        Fault("train.parquet", "wrong"),
+    ],
+    ids=lambda fault: f"{fault.place.strip('/')}-{fault.kind}",
+)
+@pytest.mark.parametrize("password", ["word", "half@word"])
+def test_a_password_in_the_address_is_in_no_message(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, password: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint.replace("//", f"//someone:{password}@"))
+    server.faults.append(fault)
+    with pytest.raises((InputError, MachineError)) as error:
+        fetched(tmp_path)
+    assert server.endpoint in error.value.message
+    assert not any(part in error.value.message for part in ("someone", "half", "word@"))
+
+
+@pytest.mark.parametrize("address", ["http://someone:half?word@mirror", "http://someone:half/word@mirror", "http://someone:half@word@mirror"])
+def test_a_password_is_taken_out_of_an_error_whatever_it_holds(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert hub.plain(ValueError(f"no answer from '{address}/api/models?page=2'")) == "no answer from 'http://mirror/api/models'"
+
+
+@pytest.mark.parametrize(
     ("fault", "code"),
     [
         (Fault("/resolve/", 401), "hub-denied"),
