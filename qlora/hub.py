@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -158,7 +159,18 @@ def shown_endpoint() -> str:
 
 
 def connect() -> None:
-    """Give every later request of huggingface_hub a time limit, and none a wait of hours."""
+    """Give every later request of huggingface_hub a time limit, and none a wait of hours.
+
+    Raises:
+        InputError: HF_ENDPOINT is no address. huggingface_hub would show it, password included, in a traceback at its import.
+    """
+    try:
+        address = urlsplit(os.environ.get("HF_ENDPOINT", "https://"))
+        is_one = address.scheme in ("http", "https") and (address.port or 1) > 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise InputError("hub-endpoint", "HF_ENDPOINT is no address such as https://HOST or http://HOST:PORT; a password in it needs %2F for each /")
     from huggingface_hub import set_client_factory  # noqa: PLC0415
 
     set_client_factory(_bounded_client)

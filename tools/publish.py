@@ -146,11 +146,11 @@ def upload(repo_id: str, files: dict[str, bytes | Path], *, private: bool) -> st
     """
     # Not every mirror takes Xet uploads, and an adapter is small; set to 0, huggingface_hub uses them.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    hub.connect()
     from huggingface_hub import CommitOperationAdd, HfApi, get_token  # noqa: PLC0415
 
     if get_token() is None:
         raise InputError("hub-denied", f"no token: set HF_TOKEN to one that may write to {repo_id}")
-    hub.connect()
     api = HfApi(endpoint=hub.endpoint())
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     with hub.told(repo_id):

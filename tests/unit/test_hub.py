@@ -1,5 +1,8 @@
 """Every way in which the Hub can fail ends with the right bytes, or with one message and no file."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from huggingface_hub import constants
 
 from qlora import hub
 from qlora.errors import InputError, MachineError
+from tests.conftest import ROOT
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
 
 DATA = bytes(range(256)) * 4096
@@ -238,3 +242,14 @@ def test_offline_is_said_to_be_the_reason(server: FakeHub, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE"):
         hub.read_commit("org/name", COMMIT, "dataset")
+
+
+@pytest.mark.parametrize("address", ["http://me:half/word@host", "ftp://host", "host"])
+def test_an_address_that_is_none_is_one_message_without_it(address: str) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": address}
+    command = [sys.executable, "-m", "tools.fetch", "org/name", "--revision", "0" * 40]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "[hub-endpoint]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "half" not in done.stdout + done.stderr
