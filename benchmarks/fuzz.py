@@ -275,7 +275,7 @@ def _prepared(folder: Path) -> tuple[int, str, float, int]:
     """Exit code, output, seconds and peak memory."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, "--prepared", "prepared", "--report", "report.json"],
+        [sys.executable, "-c", MEASURED, "--prepared", "prepared", "--report", "report.json", "--made-by", "made_by.json"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -65,10 +65,14 @@ class Clone:
         return record
 
     def outputs(self) -> dict[str, bytes]:
-        """Every tracked output by path: its bytes."""
+        """Every tracked output by path: its bytes. What says who made them is none: a killed copy of the workspace takes its note along."""
         tops = ("data/prepared", "data/predictions", "models/adapter", "metrics", "reports")
         found = (path for top in tops for path in (self.path / top).rglob("*") if path.is_file())
-        return {str(path.relative_to(self.path)): path.read_bytes() for path in found if path.name not in ("throughput.json", ".gitignore")}
+        return {
+            str(path.relative_to(self.path)): path.read_bytes()
+            for path in found
+            if path.name not in ("throughput.json", "environment.json", ".gitignore")
+        }
 
 
 def ran(output: str) -> set[str]:

@@ -30,8 +30,9 @@ def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture(scope="module")
 def expected(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a training makes that nothing stops."""
-    shutil.copytree(before_training.path, tmp_path_factory.mktemp("whole") / "clone", symlinks=True)
-    clone = Clone(tmp_path_factory.getbasetemp() / "whole0" / "clone")
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(before_training.path, folder / "clone", symlinks=True)
+    clone = Clone(folder / "clone")
     assert clone.repro("train") == {"train"}
     return clone.outputs()
 
