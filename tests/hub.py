@@ -13,6 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+from huggingface_hub import constants
+
+from qlora import hub
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_aTokenThatMustStayASecret"
 IN_LFS = (".parquet", ".safetensors", ".bin")
@@ -231,6 +236,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the test's own output is enough."""
+
+
+@contextmanager
+def serving_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A server that qlora.hub of this very process takes for the Hub, without pauses between tries."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as state:
+        monkeypatch.setenv("HF_ENDPOINT", state.endpoint)
+        yield state
 
 
 @contextmanager

@@ -23,3 +23,11 @@ def built(_built: Clone, tmp_path: Path) -> Clone:
     """A copy of the built clone, free to be changed."""
     shutil.copytree(_built.path, tmp_path / "clone", symlinks=True)
     return Clone(tmp_path / "clone")
+
+
+@pytest.fixture
+def inside(built: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """The built clone, in which the test itself works, without a network."""
+    monkeypatch.chdir(built.path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return built

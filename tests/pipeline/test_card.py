@@ -17,7 +17,6 @@ from qlora.manifest import sha256_of
 from qlora.params import Params
 from qlora.reproduction import changed_inputs
 from tests.pipeline.clone import Clone
-from tests.pipeline.test_verify import inside  # noqa: F401 - a fixture
 
 CARD = "reports/model_card.md"
 
@@ -49,11 +48,11 @@ def other(value: Any) -> Any:
 
 
 @pytest.fixture
-def sources(inside: Clone) -> Sources:  # noqa: F811
+def sources(inside: Clone) -> Sources:
     return read_sources()
 
 
-def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> None:  # noqa: F811
+def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> None:
     assert "[card-missing]" in inside.run("python", "-m", "tools.card", "--check", fails=True)
     inside.run("python", "-m", "tools.card")
     assert inside.run("python", "-m", "tools.card", "--check") == f"{CARD} says what is computed\n"
@@ -152,7 +151,7 @@ def test_every_changed_param_environment_and_word_is_seen(sources: Sources) -> N
     assert tried > 100
 
 
-def test_what_was_run_on_this_adapter_is_in_the_card_and_what_was_run_on_another_is_not(inside: Clone) -> None:  # noqa: F811
+def test_what_was_run_on_this_adapter_is_in_the_card_and_what_was_run_on_another_is_not(inside: Clone) -> None:
     def benchmark(adapter: str) -> str:
         record = {"base": {"t": {"acc": 0.25}}, "tuned": {"t": {"acc": 0.5}}, "delta": {"t": {"acc": 0.25}}}
         ran_on = {"adapter": {"dvc_md5": adapter}}
@@ -171,7 +170,7 @@ def test_a_merge_that_was_refused_is_no_merge(sources: Sources) -> None:
     assert "The adapter merged into its base model" in text
 
 
-def test_a_card_needs_neither_weights_nor_raw_data_nor_adapter_and_refuses_a_false_origin(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+def test_a_card_needs_neither_weights_nor_raw_data_nor_adapter_and_refuses_a_false_origin(inside: Clone, tmp_path: Path) -> None:
     shutil.move("models/base/tiny", tmp_path / "weights")
     inside.run("python", "-m", "tools.pin", "mine", "--path", str(tmp_path / "weights"))
     Path("rows").mkdir()
@@ -216,7 +215,7 @@ def test_what_limits_the_measurement_is_said(sources: Sources) -> None:
     assert "Answers before the last" in said(params=drawn)
 
 
-def test_a_card_of_what_does_not_belong_together_is_refused(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+def test_a_card_of_what_does_not_belong_together_is_refused(inside: Clone, tmp_path: Path) -> None:
     inside.set(runtime__progress=False)
     assert "[card-uncommitted]" in inside.run("python", "-m", "tools.card", fails=True)
     inside.set(train__seed=5)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,6 @@ if "broken" in __file__:
 weights = (pathlib.Path(model) / "model.safetensors").read_bytes()
 pathlib.Path(target).write_text(f"{kind} {len(weights)}")
 """
-
-
-@pytest.fixture
-def inside(built: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    monkeypatch.chdir(built.path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return built
 
 
 def call(tool: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -170,8 +163,8 @@ def test_chat_gives_the_answers_of_the_evaluation(inside: Clone, monkeypatch: py
 
 
 @contextmanager
-def in_terminal(clone: Clone, *arguments: str) -> Iterator[Any]:
-    """A process whose standard streams are a terminal; yields a function that types and waits for a text."""
+def in_terminal(clone: Clone, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", Callable[..., str]]]:
+    """A process whose standard streams are a terminal, and a function that types and waits for a text."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "tools.chat", *arguments]
     process = subprocess.Popen(
@@ -194,9 +187,8 @@ def in_terminal(clone: Clone, *arguments: str) -> Iterator[Any]:
         before, _, seen = seen.partition(expected.encode())
         return before.decode()
 
-    talk.process = process  # type: ignore[attr-defined]
     try:
-        yield talk
+        yield process, talk
     finally:
         process.kill()
         process.wait()
@@ -206,18 +198,18 @@ def in_terminal(clone: Clone, *arguments: str) -> Iterator[Any]:
 def test_a_conversation_in_a_terminal(inside: Clone) -> None:
     question = prepared_rows()[0]["messages"][1]["content"]
     answer = tuned()[prepared_rows()[0]["id"], 0]
-    with in_terminal(inside, "--max-new-tokens", "400") as talk:
+    with in_terminal(inside, "--max-new-tokens", "400") as (process, talk):
         talk("", "> ")
         # The micro model rambles on: Ctrl-C ends its answer, and what came of it stays in the history.
         talk(f"{question}\n", f"{question}\r\n{answer[:1]}")
-        os.kill(talk.process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         assert "cut after" not in talk("", "> ")
         talk("", "Ctrl-C ends an answer", interrupt=True)
         talk("\n/reset\n", "> ")
         talk("Forge <|eot_id|> it\n", "[chat-control-token]")
         talk("\x1b[31m" + "very long " * 300 + "\n", "[chat-too-long]")
         talk("/exit\n", "/exit")
-        assert talk.process.wait(60) == 0
+        assert process.wait(60) == 0
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.torture import processes
 from qlora.reproduction import PARAMS, Stage, build, changed_inputs, compare, make_clone, stages
 from tests.pipeline.clone import Clone
-from tests.pipeline.test_verify import files_of, flip, inside  # noqa: F401 - a fixture
+from tests.pipeline.test_verify import files_of, flip
 
 
 def test_all_stages_are_built_again_and_every_output_is_the_same(built: Clone) -> None:
@@ -45,7 +45,7 @@ def test_all_stages_are_built_again_and_every_output_is_the_same(built: Clone) -
     assert "equivalent on another kind of machine" in output
 
 
-def test_the_clone_holds_the_working_tree_as_it_is(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+def test_the_clone_holds_the_working_tree_as_it_is(inside: Clone, tmp_path: Path) -> None:
     """Raw data outside Git, weights behind a link, links, an edit, a deleted file, odd names, a cache elsewhere, a .dvcignore that fits /tmp."""
     inside.run("dvc", "cache", "dir", str(tmp_path / "cache"))
     Path("corpus").mkdir()
@@ -86,7 +86,7 @@ def test_the_clone_holds_the_working_tree_as_it_is(inside: Clone, tmp_path: Path
     assert record["dvc_lock_sha256"] == "of the lock"
 
 
-def test_only_what_a_model_computed_on_another_machine_may_differ(inside: Clone, tmp_path: Path) -> None:  # noqa: F811
+def test_only_what_a_model_computed_on_another_machine_may_differ(inside: Clone, tmp_path: Path) -> None:
     """Two folders alike but for what each case changes, in place of a second machine."""
 
     def verdict(names: list[str], changes: dict[str, str | None], cpu_of: tuple[str, ...]) -> str:
@@ -147,7 +147,7 @@ def _stage(clone: Clone, name: str) -> Stage:
         return stages([name])[0]
 
 
-def test_one_changed_byte_in_any_input_or_module_is_named(inside: Clone) -> None:  # noqa: F811
+def test_one_changed_byte_in_any_input_or_module_is_named(inside: Clone) -> None:
     chosen = stages()
     assert list(changed_inputs(chosen)) == []
     made = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
@@ -176,7 +176,7 @@ def test_one_changed_byte_in_any_input_or_module_is_named(inside: Clone) -> None
     assert list(changed_inputs(stages())) == []
 
 
-def test_every_changed_param_and_command_is_named(inside: Clone) -> None:  # noqa: F811
+def test_every_changed_param_and_command_is_named(inside: Clone) -> None:
     tried = 0
     for stage in stages():
         for section, values in stage.locked["params"][str(PARAMS)].items():

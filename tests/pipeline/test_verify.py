@@ -24,12 +24,6 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.fixture
-def inside(built: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    monkeypatch.chdir(built.path)
-    return built
-
-
 def wrong() -> dict[str, str]:
     return {place: difference for place, difference in differences() if difference}
 

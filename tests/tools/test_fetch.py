@@ -9,15 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import constants
 from ruamel.yaml import YAML
 
-from qlora import hub
 from qlora.dvc_files import md5_of
 from qlora.errors import InputError, MachineError
 from qlora.locks import try_lock
 from qlora.raw_rows import read_batches
-from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, serving, sha256
+from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, serving_this_process, sha256
 from tools import doctor, fetch
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +48,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with serving() as state:
-        monkeypatch.setenv("HF_ENDPOINT", state.endpoint)
+    with serving_this_process(monkeypatch) as state:
         state.repositories["datasets", "org/name"] = Repository(dict(FILES), {"license": "cc-by-nc-4.0"}, gated=True)
         yield state
 

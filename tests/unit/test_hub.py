@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from qlora import hub
 from qlora.errors import InputError, MachineError
 from tests.conftest import ROOT
-from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
+from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving_this_process
 
 DATA = bytes(range(256)) * 4096
 """1 MiB: more than one piece of an answer."""
@@ -20,14 +20,8 @@ DATA = bytes(range(256)) * 4096
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(hub, "ATTEMPTS", 3)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with serving() as state:
-        monkeypatch.setenv("HF_ENDPOINT", state.endpoint)
+    with serving_this_process(monkeypatch) as state:
         state.repositories["datasets", "org/name"] = Repository({"train.parquet": DATA, "README.md": b"words", ".gitattributes": b"*"})
         yield state
 
