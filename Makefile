@@ -4,26 +4,33 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 HASHES ?=
+# Column that `make leaderboard` sorts by, lowest first: a metric of evaluate.headline, or a param.
+SORT ?= eval_loss
 # Processes of `make test`. Their threads must not spin while they wait: others need the core.
 JOBS ?= 2
+# Arguments for pytest: a file, a folder, -k WORDS.
+TESTS ?=
 
 # Stages are run as `python -m ...` by dvc: the environment comes first on PATH.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: help setup repro test check bench torture
+.PHONY: help setup repro leaderboard test check bench torture
 
 help: ## List these targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
 
 setup: $(READY) ## Make the environment that the pipeline runs in
 
 repro: $(READY) ## Run the pipeline: only stages whose inputs changed
 	dvc repro
 
-test: $(READY_DEV) ## Run all tests
-	GOMP_SPINCOUNT=0 python -m pytest -n $(JOBS) --dist worksteal
+leaderboard: $(READY) ## Compare HEAD and its experiments: every score, and the params that differ (SORT=nll sorts by it)
+	@dvc exp show --only-changed --hide-workspace --sort-by $(SORT) --drop '(Created|requirements.txt)$$|.*/' --keep '(?!(rev|typ|parent)$$)[a-z0-9_]+$$'
+
+test: $(READY_DEV) ## Run all tests (TESTS=tests/unit: some)
+	GOMP_SPINCOUNT=0 python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 check: $(READY_DEV) ## Format, lint and types
 	ruff format --check .

@@ -29,15 +29,16 @@ def one(steps: int, checkpoints: int) -> None:
     from peft import get_peft_model
     from transformers import set_seed
 
-    from qlora import base_model, hardware, params
-    from qlora.chat_template import ChatTemplate
-    from qlora.checkpoints import Checkpoints
-    from qlora.conversation import Conversation
-    from qlora.encoding import encode_split
-    from qlora.interruption import Interruption
-    from qlora.new_adapter import lora_config
-    from qlora.records import read_jsonl
-    from qlora.trainer import make_trainer
+    from qlora import params
+    from qlora.core.conversation import Conversation
+    from qlora.core.files import read_jsonl
+    from qlora.model import device, loading
+    from qlora.model.chat_template import ChatTemplate
+    from qlora.runtime.signals import Interruption
+    from qlora.training.checkpoints import Checkpoints
+    from qlora.training.lora import lora_config
+    from qlora.training.tokenization import encode_split
+    from qlora.training.trainer import make_trainer
 
     values = params.load(Path("params.yaml"))
     # None after the last update.
@@ -45,11 +46,11 @@ def one(steps: int, checkpoints: int) -> None:
         update={"save_steps": math.ceil(steps / (checkpoints + 1)) if checkpoints else steps, "save_minutes": None, "progress": False}
     )
     values = values.model_copy(update={"runtime": runtime, "train": values.train.model_copy(update={"max_steps": steps, "eval_strategy": "no"})})
-    hardware.set_up(values.hardware, deterministic=values.train.deterministic)
+    device.set_up_device(values.hardware, deterministic=values.train.deterministic)
     folder = Path("models/base") / values.base_model.name
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    template = ChatTemplate(loading.load_tokenizer(folder), values.chat)
     examples = encode_split(map(Conversation.from_record, read_jsonl(TRAIN)), template, values.sequence, "train").examples
-    base = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
+    base = loading.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
     set_seed(values.train.seed)
     model = get_peft_model(base, lora_config(values.lora, base))
     written, spent = 0, 0.0

@@ -28,7 +28,8 @@ from ruamel.yaml import YAML
 
 from benchmarks.machine import describe_machine
 from qlora import params
-from qlora.errors import UserFacingError
+from qlora.core.errors import UserFacingError
+from qlora.params import Params
 from qlora.params.data import DataParams
 from qlora.params.runtime import RuntimeParams
 from stages.prepare import prepare
@@ -121,7 +122,7 @@ def run_case(path: Path, folder: Path, values: params.Params) -> str:
                 update={"train_file": str(path), "test_file": str(path), "validation_fraction": 0.2, "test_fraction": 0.2}
             )
             runtime: RuntimeParams = values.runtime.model_copy(update={"num_workers": 1, "progress": False})
-            prepare(data, runtime, prepared=folder / "prepared", report=folder / "report.json")
+            prepare(Params.model_construct(data=data, runtime=runtime), prepared=folder / "prepared", report=folder / "report.json", notes=folder)
     except UserFacingError as error:
         return error.code
     return "ok"
@@ -275,7 +276,7 @@ def _prepared(folder: Path) -> tuple[int, str, float, int]:
     """Exit code, output, seconds and peak memory."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, "--prepared", "prepared", "--report", "report.json", "--made-by", "made_by.json"],
+        [sys.executable, "-c", MEASURED, "--prepared", "prepared", "--report", "report.json", "--notes", "."],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -30,9 +30,9 @@ def fuzz(corpus: Path, seconds: int, seed: int) -> None:
 
     with atheris.instrument_imports(include=["qlora", "ruamel"]):
         from qlora import params
-        from qlora.cleaning import _clean_share
-        from qlora.errors import UserFacingError
-        from qlora.formats import FORMATS
+        from qlora.core.errors import UserFacingError
+        from qlora.data.cleaning import _clean_share
+        from qlora.data.formats import FORMATS
 
     data = params.load(Path("params.yaml")).data
     shared = Path("/dev/shm")

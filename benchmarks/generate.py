@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe_machine
-from qlora import base_model, hardware, params
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation
-from qlora.generation import batches_of, generate
-from qlora.records import read_jsonl
+from qlora import params
+from qlora.core.conversation import Conversation
+from qlora.core.files import read_jsonl
+from qlora.model import device, loading
+from qlora.model.chat_template import ChatTemplate
+from qlora.prediction.generation import batches_of, generate
 
 RESULTS = Path(__file__).parent / "results" / "generate.json"
 TEST = Path("data/prepared/test.jsonl")
@@ -31,23 +32,23 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=96)
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
-    hardware.set_up(values.hardware, deterministic=False)
+    device.set_up_device(values.hardware, deterministic=False)
     folder = Path("models/base") / values.base_model.name
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
-    model = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False).eval()
+    template = ChatTemplate(loading.load_tokenizer(folder), values.chat)
+    model = loading.load_model(values.base_model, folder, torch.device("cpu"), progress=False).eval()
     prompts = []
     for record in read_jsonl(TEST)[: arguments.prompts]:
         encoded = template.encode(Conversation.from_record(record))
         if encoded is not None:
             prompts.append(encoded.ids[: encoded.spans[0][0]])
-    stops = base_model.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    stops = loading.stop_token_ids(model, template.tokenizer, template.end_of_turn)
     rates: dict[int, list[float]] = defaultdict(list)
     for _ in range(arguments.rounds):
         texts = []
-        for size in (1, 8, values.evaluate.batch_size):
+        for size in (1, 8, values.predict.batch_size):
             batches = dict(enumerate(batches_of(prompts, size)))
             began = time.perf_counter()
-            made = generate(model, template.tokenizer, prompts, batches, values.evaluate, seed=0, stop_ids=stops, context=512, done=lambda _: None)
+            made = generate(model, template.tokenizer, prompts, batches, values.predict, seed=0, stop_ids=stops, context=512, done=lambda _: None)
             rates[size].append(len(prompts) / (time.perf_counter() - began))
             texts.append({number: answer.text for number, answer in made.items()})
         assert all(text == texts[0] for text in texts), "the answers depend on the batch"

@@ -46,7 +46,8 @@ values = params.load(Path("params.yaml"))
 near = values.data.near_threshold if sys.argv[4] == "near" else None
 data = values.data.model_copy(update={"train_file": sys.argv[1], "test_file": sys.argv[2], "near_threshold": near})
 runtime = values.runtime.model_copy(update={"num_workers": int(sys.argv[5]) if sys.argv[5:] else None})
-prepare(data, runtime, prepared=Path(sys.argv[3]), report=Path(sys.argv[3]) / "report.json")
+out = Path(sys.argv[3])
+prepare(params.Params.model_construct(data=data, runtime=runtime), prepared=out, report=out / "report.json", notes=out)
 """
 
 # Written from the documentation of `datasets` alone.

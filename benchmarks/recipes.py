@@ -2,8 +2,8 @@
 
     python -m benchmarks.recipes
 
-Memory is qlora/memory.py's estimate. Time is arithmetic alone: a token's operations over half of what the card computes at most, which packed rows of
-3,072 tokens come near to. Measured is what results/gpu.json holds for the recipe's card and set-up, and nothing else.
+Memory is qlora/training/memory.py's estimate. Time is arithmetic alone: a token's operations over half of what the card computes at most,
+which packed rows of 3,072 tokens come near to. Measured is what results/gpu.json holds for the recipe's card and set-up, and nothing else.
 """
 
 import json
@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qlora.memory import estimate
 from qlora.params import Params
+from qlora.training.memory import estimate
 from tools import preflight, recipes
 
 PAGE = Path("docs/recipes.md")

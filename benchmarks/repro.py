@@ -66,11 +66,11 @@ def main() -> None:
             for which, folder in sorted({"plain": plain, "ours": clone}.items(), reverse=bool(number % 2)):
                 seconds[which].append(repro(folder, 0))
         yaml, changed = YAML(), []
-        for tokens, stages in ((3, 2), (4, 2), (3, 0)):
+        for tokens, stages in ((3, 3), (4, 3), (3, 0)):
             values = yaml.load(clone / "params.yaml")
-            values["evaluate"].update(max_new_tokens=tokens, num_examples=4)
+            values["predict"].update(max_new_tokens=tokens, num_examples=4)
             yaml.dump(values, clone / "params.yaml")
-            # The base model answers anew, and the adapter; nothing is trained.
+            # The base model answers again, and the adapter; nothing is trained.
             changed.append(repro(clone, stages))
     ratios = [ours / bare for ours, bare in zip(seconds["ours"], seconds["plain"], strict=True)]
     record = {

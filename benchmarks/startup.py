@@ -22,7 +22,7 @@ FIRST_STEP = """
 import os, sys, time
 from pathlib import Path
 import stages.train
-from qlora.callbacks import SaveOrStop
+from qlora.training.callbacks import SaveOrStop
 def first(self, args, state, control, **_):
     sys.stdout.flush()
     os._exit(0)
@@ -31,8 +31,7 @@ folder = Path(sys.argv[1])
 from qlora import params
 stages.train.train(
     params.load(Path("params.yaml")), train=Path("data/prepared/train.jsonl"), validation=Path("data/prepared/validation.jsonl"),
-    manifests=Path("models/base"), throughput=folder / "t.json", made_by=folder / "m.json", adapter_folder=folder / "a", report=folder / "r.json",
-    train_loss=folder / "l.csv", eval_loss=folder / "e.csv", lengths=folder / "n.csv",
+    manifests=Path("models/base"), adapter_folder=folder / "a", report=folder / "r.json", metrics=folder, notes=folder,
 )
 """
 

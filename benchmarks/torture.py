@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import describe_machine
-from qlora.checkpoints import fingerprint
+from qlora.training.checkpoints import fingerprint
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RESULTS = Path(__file__).parent / "results" / "torture.jsonl"
@@ -142,8 +142,8 @@ class Trial:
             return self.record
         finally:
             log = self.log.read_text(encoding="utf-8", errors="replace")
-            self.record["resumed"] = log.count("going on from")
-            self.record["taken_over"] = log.count("taking over what was finished")
+            self.record["resumed"] = log.count("resuming from checkpoint")
+            self.record["taken_over"] = log.count("reusing the finished adapter")
         shutil.rmtree(self.clone.path)
         self.log.unlink()
         return self.record

@@ -24,12 +24,14 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 from transformers import set_seed
-from qlora import base_model, hardware, params
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation
-from qlora.encoding import encode_split
-from qlora.records import read_jsonl
-from qlora.new_adapter import lora_config
+from qlora.model.device import set_up_device
+from qlora.model.loading import load_model, load_tokenizer
+from qlora import params
+from qlora.model.chat_template import ChatTemplate
+from qlora.core.conversation import Conversation
+from qlora.training.tokenization import encode_split
+from qlora.core.files import read_jsonl
+from qlora.training.lora import lora_config
 steps = int(sys.argv[1])
 values = params.load(Path("params.yaml"))
 values = values.model_copy(update={
@@ -37,7 +39,7 @@ values = values.model_copy(update={
     "runtime": values.runtime.model_copy(update={"progress": False}),
 })
 folder = Path("models/base") / values.base_model.name
-template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+template = ChatTemplate(load_tokenizer(folder), values.chat)
 examples = encode_split(map(Conversation.from_record, read_jsonl(Path("data/prepared/train.jsonl"))), template, values.sequence, "train").examples
 torch.set_num_threads(values.hardware.num_threads)
 scratch = tempfile.TemporaryDirectory(dir=".dvc/tmp")
@@ -51,11 +53,11 @@ def report(trainer):
 OURS = (
     SHARED
     + """
-from qlora.checkpoints import Checkpoints
-from qlora.interruption import Interruption
-from qlora.trainer import make_trainer
-hardware.set_up(values.hardware, deterministic=values.train.deterministic)
-base = base_model.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
+from qlora.training.checkpoints import Checkpoints
+from qlora.runtime.signals import Interruption
+from qlora.training.trainer import make_trainer
+set_up_device(values.hardware, deterministic=values.train.deterministic)
+base = load_model(values.base_model, folder, torch.device("cpu"), progress=False)
 set_seed(values.train.seed)
 model = get_peft_model(base, lora_config(values.lora, base))
 with Checkpoints(Path(scratch.name) / "run") as checkpoints, Interruption() as interruption:

@@ -1,4 +1,4 @@
-"""The nouns of the pipeline: small, typed, tested without DVC. No paths of their own, no params.yaml, no printed results."""
+"""The library behind stages/ and tools/, in packages by which stages run them; docs/design.md says why. Typed, tested without DVC."""
 
 import logging
 import os

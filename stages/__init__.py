@@ -1,10 +1,13 @@
-"""The verbs of the graph in dvc.yaml: prepare, baseline, train, evaluate."""
+"""The verbs of the graph in dvc.yaml: prepare, predict (run as baseline and predict), train, evaluate."""
 
 import sys
 
 import qlora  # noqa: F401 - before any library of a stage: see there what it keeps out
-from qlora.interruption import begin_stage
+from qlora.runtime.signals import handle_early_signals
 
 # Only as a program: `python -m` has not found the module yet.
 if sys.argv[0] == "-m":
-    begin_stage()
+    handle_early_signals()
+    from qlora.runtime.imports import hide_unused_libraries
+
+    hide_unused_libraries()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qlora.runtime import log
+
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("QLORA_REAL_DATA", ROOT.parent / "shared" / "real"))
 
@@ -16,6 +18,12 @@ def _signals_as_in_a_terminal() -> None:
     """Begun in a shell's background, the tests would hand on to what they start that these are ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logged_lines_are_printed() -> None:
+    """As in every program of the project, so that a test can read them from capsys."""
+    log.configure()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from qlora import hub
+from qlora.delivery import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_aTokenThatMustStayASecret"

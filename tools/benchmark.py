@@ -15,12 +15,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora import command, params
-from qlora.dvc_files import md5_of
-from qlora.errors import InputError, MachineError
-from qlora.manifest import sha256_of
+from qlora import params
+from qlora.core.dvc_lock import md5_of
+from qlora.core.errors import InputError, MachineError
+from qlora.core.files import write_json
+from qlora.core.hashing import sha256_of
 from qlora.params import Params
-from qlora.records import write_json
+from qlora.runtime import command
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -42,14 +43,14 @@ def benchmark(values: Params, arguments: argparse.Namespace) -> dict[str, Any]:
     tasks = _task_manager(arguments)
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - seconds that --help need not take
 
-    from qlora import adapter, base_model, hardware  # noqa: PLC0415
-    from qlora.chat_template import ChatTemplate  # noqa: PLC0415
+    from qlora.model import adapter, device, loading  # noqa: PLC0415
+    from qlora.model.base import open_base_model  # noqa: PLC0415
 
-    device = hardware.set_up(values.hardware, deterministic=False)
+    place = device.set_up_device(values.hardware, deterministic=False)
     manifest = MANIFESTS / f"{values.base_model.name}.json"
-    folder = base_model.verified_folder(values.base_model, manifest)
-    tokenizer = ChatTemplate(base_model.load_tokenizer(folder), values.chat).tokenizer
-    model: Any = base_model.load_model(values.base_model, folder, device, progress=values.runtime.progress)
+    base = open_base_model(values, MANIFESTS)
+    tokenizer = base.template.tokenizer
+    model: Any = loading.load_model(values.base_model, base.folder, place, progress=values.runtime.progress)
     found = {}
     for side in ("base", "tuned"):
         if side == "tuned":
@@ -138,20 +139,13 @@ def table(record: dict[str, Any]) -> str:
     )
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("--include", type=Path, help="folder with task files of one's own")
-    parser.add_argument("--limit", type=positive, help="documents of each task; only to try it out")
+    parser.add_argument("--limit", type=command.positive_int, help="documents of each task; only to try it out")
     parser.add_argument("--num-fewshot", type=int, help="examples before each question, in place of the task's own number")
-    parser.add_argument("--batch-size", type=positive, default=8)
+    parser.add_argument("--batch-size", type=command.positive_int, default=8)
     parser.add_argument("--plain", action="store_true", help="ask without the chat template")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)

@@ -3,18 +3,20 @@
     python -m tools.card              writes it
     python -m tools.card --check      computes it again; exit code 2, with the lines that differ, when the written one says anything else
 
-Typed by hand are intended use, languages and licence alone, in models/card.yaml. What the numbers come from must be committed.
+Typed by hand are intended use, languages and licence alone, in models/card.yaml. What the numbers come from must be committed. The environment of
+the run is frozen in reports/environment.json, from which --check computes.
 """
 
 import argparse
 import difflib
 from pathlib import Path
 
-from qlora import command
-from qlora.card import render
-from qlora.card.sources import read_sources
-from qlora.errors import InputError
-from qlora.records import atomic_writers
+from qlora.core.errors import InputError
+from qlora.core.files import atomic_writers, json_document
+from qlora.delivery.card import render
+from qlora.delivery.card.sources import FROZEN_ENVIRONMENT, read_sources
+from qlora.delivery.reproduction import read_environment, read_record
+from qlora.runtime import command
 
 CARD = Path("reports/model_card.md")
 LINES_SHOWN = 20
@@ -39,14 +41,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.check and not CARD.is_file():
         raise InputError("card-missing", f"{CARD} does not exist: `python -m tools.card` writes it")
-    computed = render(read_sources())
+    environment = read_record(FROZEN_ENVIRONMENT) if arguments.check else read_environment()
+    computed = render(read_sources(environment))
     if arguments.check:
         check(CARD.read_text(encoding="utf-8"), computed)
         print(f"{CARD} says what is computed")
         return
-    with atomic_writers([CARD]) as (file,):
-        file.write(computed.encode())
-    print(f"{CARD}: written; read it before you publish it")
+    with atomic_writers([CARD, FROZEN_ENVIRONMENT]) as (card, frozen):
+        card.write(computed.encode())
+        frozen.write(json_document(environment))
+    print(f"{CARD}: written, with {FROZEN_ENVIRONMENT}: commit both; read the card before you publish it")
 
 
 if __name__ == "__main__":

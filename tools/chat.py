@@ -18,17 +18,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora import command, params
-from qlora.conversation import Conversation, Message, with_system_message
-from qlora.dvc_files import require_recorded
-from qlora.errors import InputError
+from qlora import params
+from qlora.core.conversation import Conversation, Message, with_system_message
+from qlora.core.dvc_lock import require_recorded
+from qlora.core.errors import InputError
+from qlora.core.files import read_jsonl
+from qlora.core.text import visible
 from qlora.params import Params
-from qlora.records import read_jsonl
-from qlora.terminal import visible
+from qlora.runtime import command
 
 if TYPE_CHECKING:
-    from qlora.chatting import Chat
-    from qlora.generation import Answer
+    from qlora.delivery.chat import Chat
+    from qlora.prediction.generation import Answer
 
 ADAPTER = Path("models/adapter")
 MANIFESTS = Path("models/base")
@@ -37,26 +38,25 @@ HINT = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends an a
 
 
 def load(values: Params, *, base_only: bool, sample: bool, max_new_tokens: int | None) -> "Chat":
-    """Base model and adapter, as `evaluate` loads them.
+    """Base model and adapter, as the stage `predict` loads them.
 
     Raises:
         InputError: there is no adapter, or it is not the one that dvc.lock records.
     """
-    from qlora import adapter, base_model, hardware  # noqa: PLC0415 - seconds that --help need not take
-    from qlora.chat_template import ChatTemplate  # noqa: PLC0415
-    from qlora.chatting import Chat  # noqa: PLC0415
+    from qlora.delivery.chat import Chat  # noqa: PLC0415
+    from qlora.model import adapter, device, loading  # noqa: PLC0415 - seconds that --help need not take
+    from qlora.model.base import open_base_model  # noqa: PLC0415
 
     if not base_only:
         require_recorded([ADAPTER])
-    device = hardware.set_up(values.hardware, deterministic=False)
-    folder = base_model.verified_folder(values.base_model, MANIFESTS / f"{values.base_model.name}.json")
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    place = device.set_up_device(values.hardware, deterministic=False)
+    base = open_base_model(values, MANIFESTS)
     progress = values.runtime.progress and sys.stderr.isatty()
-    model: Any = base_model.load_model(values.base_model, folder, device, progress=progress, spread=values.hardware.strategy == "fsdp2")
+    model: Any = loading.load_model(values.base_model, base.folder, place, progress=progress, device_map=values.hardware.device_map)
     if not base_only:
         model = adapter.load_adapter(model, ADAPTER, values.base_model.name)
-    changes = {"do_sample": sample, "max_new_tokens": max_new_tokens or values.evaluate.max_new_tokens}
-    return Chat(model.eval(), template, values.evaluate.model_copy(update=changes))
+    changes = {"do_sample": sample, "max_new_tokens": max_new_tokens or values.predict.max_new_tokens}
+    return Chat(model.eval(), base.template, values.predict.model_copy(update=changes))
 
 
 def ask(chat: "Chat", messages: Sequence[Message], sides: Sequence[str]) -> "Answer | None":
@@ -177,25 +177,18 @@ def show_test_rows(chat: "Chat", conversations: Sequence[Conversation], sides: S
         print()
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--prompt", metavar="TEXT", help="answer this and end")
-    task.add_argument("--from-test", type=positive, metavar="N", help="show N rows of the test set and end")
+    task.add_argument("--from-test", type=command.positive_int, metavar="N", help="show N rows of the test set and end")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--base", action="store_true", help="the base model alone")
     model.add_argument("--compare", action="store_true", help="base and tuned model")
     parser.add_argument("--system", metavar="TEXT", help="system message in place of data.system_message; '' for none")
-    parser.add_argument("--sample", action="store_true", help="draw with evaluate.temperature and evaluate.top_p; else greedy")
+    parser.add_argument("--sample", action="store_true", help="draw with predict.temperature and predict.top_p; else greedy")
     parser.add_argument("--seed", type=int, default=0, help="of --from-test and --sample (0)")
-    parser.add_argument("--max-new-tokens", type=positive, help="of an answer (evaluate.max_new_tokens)")
+    parser.add_argument("--max-new-tokens", type=command.positive_int, help="of an answer (predict.max_new_tokens)")
     return parser
 
 

@@ -7,8 +7,8 @@
 
 With --all the best is that of HEAD's test set; what was measured on another one stands below the table.
 
-Read from data/predictions/tuned.jsonl of each, from DVC's cache (`dvc fetch --all-commits` where it is not there); nothing runs. Both must
-come from the same test set.
+Scored again from data/predictions/tuned.jsonl and data/prepared/test.jsonl of each, from DVC's cache (`dvc fetch --all-commits` where they are not
+there); nothing runs. Both must come from the same test set.
 """
 
 import argparse
@@ -23,58 +23,65 @@ import orjson
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qlora import command
-from qlora.errors import InputError
+from qlora import params
+from qlora.core.errors import InputError
+from qlora.runtime import command
 
 if TYPE_CHECKING:
-    from qlora.comparison import Difference
+    from qlora.scoring.bootstrap import Difference
 
-PREDICTIONS = Path("data/predictions/tuned.jsonl")
+PREDICTIONS, TEST = Path("data/predictions/tuned.jsonl"), Path("data/prepared/test.jsonl")
 WORKSPACE = "workspace"
+NOT_DEFINED = "–"
+"""In place of a measure that is not defined, such as BLEU of answers without a 4-gram."""
 WORSE = 4
 """Exit code of --fail-if-worse."""
 
 
 def predictions(revision: str) -> list[dict[str, Any]]:
-    """The tuned model's answers at a revision.
+    """The tuned model's answers at a revision, scored.
 
     Raises:
-        InputError: there is no such revision, its predictions are not in the cache, or another version of this project made them.
+        InputError: there is no such revision, its outputs are not in the cache, or another version of this project made them.
     """
-    from qlora.measures import MEASURES  # noqa: PLC0415 - a second that --help need not take
+    from qlora.core.conversation import Conversation  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.measures import MEASURES, scored  # noqa: PLC0415
 
+    contents = [_content(path, revision) for path in (PREDICTIONS, TEST)]
     try:
-        rows = [orjson.loads(line) for line in _content(revision).splitlines()]
-        if not rows:
+        answers, test = ([orjson.loads(line) for line in content.splitlines()] for content in contents)
+        if not answers:
             raise ValueError("it holds no line")
+        rows = scored(answers, [Conversation.from_record(record) for record in test])
         for row in rows:
             _ = row["id"], row["turn"], row["seed"], row["tokens"]
             for measure in MEASURES.values():
                 for counted in measure.rows([row]):
                     measure.statistics(counted)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(
             "compare-format",
-            f"{PREDICTIONS} of {revision} is damaged or was made by another version of this project ({error!r}): run `dvc repro` at that revision",
+            f"{PREDICTIONS} or {TEST} of {revision} is damaged or was made by another version of this project ({error!r}): run `dvc repro` at that "
+            "revision",
         ) from None
     return rows
 
 
-def _content(revision: str) -> bytes:
+def _content(path: Path, revision: str) -> bytes:
     if revision == WORKSPACE:
-        if not PREDICTIONS.is_file():
-            raise InputError("compare-missing", f"{PREDICTIONS} does not exist: run `dvc repro` first")
-        return PREDICTIONS.read_bytes()
+        if not path.is_file():
+            raise InputError("compare-missing", f"{path} does not exist: run `dvc repro` first")
+        return path.read_bytes()
     from dvc.api import DVCFileSystem  # noqa: PLC0415 - a second that --help need not take
     from dvc.scm import RevError, SCMError  # noqa: PLC0415
 
     try:
-        content: bytes = DVCFileSystem(".", rev=revision).read_bytes(f"/{PREDICTIONS}")
+        content: bytes = DVCFileSystem(".", rev=revision).read_bytes(f"/{path}")
     except (RevError, SCMError) as error:
         raise InputError("compare-revision", f"{revision!r} is no commit, branch, tag or experiment here: {error}") from None
     except FileNotFoundError as error:
         raise InputError(
-            "compare-missing", f"{PREDICTIONS} of {revision} is not at hand ({error}): `dvc fetch --all-commits`, or `dvc repro` at that revision"
+            "compare-missing", f"{path} of {revision} is not at hand ({error}): `dvc fetch --all-commits`, or `dvc repro` at that revision"
         ) from None
     return content
 
@@ -85,16 +92,19 @@ def table(differences: "Mapping[str, Difference]", before: str, after: str) -> s
     rows = [
         (
             name,
-            f"{found.before:.4f}",
-            f"{found.after:.4f}",
-            f"{found.delta:+.4f}",
-            f"{found.low:+.4f} to {found.high:+.4f}",
+            *(NOT_DEFINED if value is None else f"{value:.4f}" for value in (found.before, found.after)),
+            signed(found.delta),
+            f"{signed(found.low)} to {signed(found.high)}",
             "" if found.p_better is None else f"{found.p_better:.3f}",
             found.verdict,
         )
         for name, found in differences.items()
     ]
     return _aligned([heads, *rows], words=(0, 6))
+
+
+def signed(value: float | None) -> str:
+    return NOT_DEFINED if value is None else f"{value:+.4f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
@@ -162,28 +172,29 @@ def _params(revision: str) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}
 
 
-def ranked(found: Sequence[Side], score: str, base: str | None) -> tuple[str, list[str], int]:
+def ranked(found: Sequence[Side], score: str, base: str | None, *, resamples: int) -> tuple[str, list[str], int]:
     """A table, the best first, why each side that is not in it isn't, and the number of conversations that the table is of.
 
     Args:
         base: Name of the side that each is compared with; None: the best of those that can be compared with HEAD.
+        resamples: Of the bootstrap behind each interval.
 
     Raises:
         InputError: no side has answers.
     """
-    from qlora.measures import MEASURES, values  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.measures import MEASURES, values  # noqa: PLC0415 - a second that --help need not take
 
     sign = -1 if MEASURES[score].better == "higher" else 1
-    points = {side.name: values(side.rows)[score] for side in found if side.rows}
-    order = sorted((side for side in found if side.rows), key=lambda side: (sign * points[side.name], side.name))
-    left_out = [f"{side.name}: {side.reason}" for side in found if not side.rows]
+    points = {side.name: point for side in found if side.rows and (point := values(side.rows)[score]) is not None}
+    order = sorted((side for side in found if side.name in points), key=lambda side: (sign * points[side.name], side.name))
+    left_out = [f"{side.name}: {side.reason or f'{score} is not defined for its answers'}" for side in found if side.name not in points]
     if not order:
         raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers at hand:\n  " + "\n  ".join(left_out))
     against = _reference(order, score, base)
     lines = [("", score, "difference", "95 % interval", "", "params")]
     for side in order:
         try:
-            lines.append((side.name, f"{points[side.name]:.4f}", *_standing(side, against, score), side.changed))
+            lines.append((side.name, f"{points[side.name]:.4f}", *_standing(side, against, score, resamples), side.changed))
         except InputError as error:
             left_out.append(f"{side.name}: {error.message}")
     return _aligned(lines, words=(0, 4, 5)), left_out, len({row["id"] for row in against.rows})
@@ -201,29 +212,33 @@ def _reference(order: Sequence[Side], score: str, base: str | None) -> Side:
 
 def _measured(side: Side, score: str) -> frozenset[tuple[Any, ...]]:
     """What two sides must share to be compared: turns, seeds, which were answered, and for a score per token the tokens."""
-    from qlora.comparison import PER_TOKEN  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.bootstrap import PER_TOKEN  # noqa: PLC0415 - a second that --help need not take
 
     return frozenset(
         (row["id"], row["turn"], row["seed"], row["answer"] is not None, row["tokens"] if score in PER_TOKEN else 0) for row in side.rows
     )
 
 
-def _standing(side: Side, against: Side, score: str) -> tuple[str, str, str]:
+def _standing(side: Side, against: Side, score: str, resamples: int) -> tuple[str, str, str]:
     """Difference, interval and verdict.
 
     Raises:
         InputError: the two can't be compared by this score.
     """
-    from qlora.comparison import compare  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.bootstrap import compare  # noqa: PLC0415 - a second that --help need not take
 
     if side is against:
         return "", "", "compared with"
-    difference = compare(against.rows, side.rows).get(score)
+    difference = compare(against.rows, side.rows, resamples=resamples).get(score)
     if difference is None:
         raise InputError(
             "compare-score", f"{score} can't be compared with {against.name}'s, which took the same text for other tokens: bits_per_byte can"
         )
-    return f"{difference.delta:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}", difference.verdict
+    return signed(difference.delta), f"{signed(difference.low)} to {signed(difference.high)}", difference.verdict
+
+
+def _resamples() -> int:
+    return params.load(Path("params.yaml")).evaluate.resamples
 
 
 def _leaderboard(score: str, base: str | None) -> None:
@@ -235,7 +250,7 @@ def _leaderboard(score: str, base: str | None) -> None:
     found = sides(revisions)
     if base and (reason := next(side.reason for side in found if side.name == base)):
         raise InputError("compare-missing", reason)
-    shown, left_out, conversations = ranked(found, score, base)
+    shown, left_out, conversations = ranked(found, score, base, resamples=_resamples())
     print(shown)
     print(f"\n{conversations:,} conversations; better and worse than the one compared with, where the interval leaves out 0")
     _warn_of_few(conversations)
@@ -264,7 +279,7 @@ def main() -> None:
 
 def _require_directed(scores: Sequence[str]) -> None:
     """Raises InputError for a name that is none of a score of which more is better, or less."""
-    from qlora.measures import MEASURES  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.measures import MEASURES  # noqa: PLC0415 - a second that --help need not take
 
     directed = [name for name, measure in MEASURES.items() if measure.better != "neither"]
     if unknown := [name for name in scores if name not in directed]:
@@ -272,11 +287,11 @@ def _require_directed(scores: Sequence[str]) -> None:
 
 
 def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:
-    from qlora.comparison import compare  # noqa: PLC0415 - a second that --help need not take
-    from qlora.measures import MEASURES  # noqa: PLC0415
+    from qlora.scoring.bootstrap import compare  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.measures import MEASURES  # noqa: PLC0415
 
     both = [predictions(revision) for revision in (before, after)]
-    differences = compare(*both)
+    differences = compare(*both, resamples=_resamples())
     print(table(differences, before, after))
     conversations, answers = len({row["id"] for row in both[0]}), sum(row["answer"] is not None for row in both[0])
     print(f"\n{conversations:,} conversations, {answers:,} answers; better and worse where the interval leaves out 0")
@@ -293,7 +308,7 @@ def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:
 
 
 def _warn_of_few(conversations: int) -> None:
-    from qlora.comparison import FEWEST  # noqa: PLC0415 - a second that --help need not take
+    from qlora.scoring.bootstrap import FEWEST  # noqa: PLC0415 - a second that --help need not take
 
     if conversations < FEWEST:
         print(f"fewer than {FEWEST} conversations: too few for a verdict")

@@ -1,4 +1,4 @@
-"""What is wrong with this checkout, and the command that mends it.
+"""Diagnose this checkout and print the commands that fix it.
 
     python -m tools.doctor                 every finding with its command; exit code 3 if there is one
     python -m tools.doctor --commands      the commands alone, to be read and run
@@ -23,18 +23,20 @@ from typing import NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qlora import command, environment, params
-from qlora.dvc_files import cached, is_cached, md5_of, objects, outputs_in_git, recorded
-from qlora.errors import InputError, UserFacingError
-from qlora.locks import is_locked
-from qlora.manifest import find_weights, read_manifest
+from qlora import params
+from qlora.core import environment
+from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, recorded
+from qlora.core.errors import InputError, UserFacingError
+from qlora.model.manifest import find_weights, read_manifest
+from qlora.runtime import command
+from qlora.runtime.locks import is_locked
 
 LITTLE_BYTES = 2_000_000_000
 
 
 class Finding(NamedTuple):
     what: str
-    mend: str
+    fix: str
     """A command for the shell."""
 
 
@@ -68,7 +70,7 @@ def experiment_in_the_middle() -> Iterator[Finding]:
 
 
 def broken_rwlock() -> Iterator[Finding]:
-    """DVC's list of files in use, cut off by a kill: DVC mends one that names dead processes, but refuses one that is no JSON."""
+    """DVC's list of files in use, cut off by a kill: DVC fixes one that names dead processes, but refuses one that is no JSON."""
     path = Path(".dvc/tmp/rwlock")
     try:
         json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +114,7 @@ def other_versions() -> Iterator[Finding]:
 
 def foreign_owner() -> Iterator[Finding]:
     own = os.geteuid()
-    places = [Path(name) for name in (".", ".git", ".dvc", ".dvc/cache", ".dvc/tmp", "data", "models", "metrics")]
+    places = [Path(name) for name in (".", ".git", ".dvc", ".dvc/cache", ".dvc/tmp", "data", "models", "metrics", "reports")]
     foreign = [place for place in places if place.exists() and place.stat().st_uid != own]
     if foreign:
         yield Finding(
@@ -151,14 +153,14 @@ def missing_dependencies() -> Iterator[Finding]:
         if not Path(path).exists():
             tracked, quoted = git("ls-files", path), shlex.quote(path)
             pointer = Path(f"{path}.dvc").exists()
-            mend = (
+            fix = (
                 f"git checkout -- {quoted}"
                 if tracked
                 else f"dvc checkout {quoted}.dvc || dvc pull {quoted}.dvc"
                 if pointer
                 else "git diff params.yaml dvc.yaml"
             )
-            yield Finding(f"{path} does not exist, and a stage depends on it", mend)
+            yield Finding(f"{path} does not exist, and a stage depends on it", fix)
 
 
 def little_room() -> Iterator[Finding]:
@@ -268,7 +270,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = list(dict.fromkeys(finding for check in CHECKS for finding in _found(check)))
     for finding in found:
-        print(finding.mend if arguments.commands else f"{finding.what}\n    {finding.mend}\n")
+        print(finding.fix if arguments.commands else f"{finding.what}\n    {finding.fix}\n")
     if not found and not arguments.commands:
         print(f"{len(CHECKS)} checks, nothing found")
     sys.exit(3 if found else 0)

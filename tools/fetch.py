@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from qlora import command, hub
-from qlora.errors import InputError, MachineError
-from qlora.hub import HubFile
-from qlora.locks import try_lock
-from qlora.manifest import sha256_of
-from qlora.records import write_json
+from qlora.core.errors import InputError, MachineError
+from qlora.core.files import write_json
+from qlora.core.hashing import sha256_of
+from qlora.delivery import hub
+from qlora.delivery.hub import HubFile
+from qlora.runtime import command
+from qlora.runtime.locks import try_lock
 
 RAW = Path("data/raw")
 LINES_SHOWN = 10
@@ -135,13 +136,13 @@ def track(folder: Path) -> None:
     if done.returncode:
         said = (done.stderr + done.stdout).strip()[-1000:]
         raise MachineError(
-            "fetch-dvc", f"{folder} is whole, but `dvc add {folder}` failed. Mend that and run again; nothing is fetched twice.\n{said}"
+            "fetch-dvc", f"{folder} is whole, but `dvc add {folder}` failed. Fix that and run again; nothing is fetched twice.\n{said}"
         )
 
 
 def advice(folder: Path) -> list[str]:
     """What params.yaml should say, where the names leave no doubt."""
-    from qlora.raw_rows import files_of  # noqa: PLC0415 - pyarrow, which --help need not load
+    from qlora.data.readers import files_of  # noqa: PLC0415 - pyarrow, which --help need not load
 
     try:
         data = files_of(folder)

@@ -12,29 +12,22 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qlora import command, params
-from qlora.conversation import Conversation
-from qlora.errors import InputError
+from qlora import params
+from qlora.core.conversation import Conversation
+from qlora.core.errors import InputError
+from qlora.core.files import atomic_writers, read_jsonl
 from qlora.params import Params
-from qlora.records import atomic_writers, read_jsonl
+from qlora.runtime import command
 
 PREPARED = Path("data/prepared")
 MANIFESTS = Path("models/base")
 SPLITS = ("train", "validation", "test")
 GREEN, REVERSED, RESET = "\x1b[32m", "\x1b[7m", "\x1b[0m"
-STYLE = """
-:root { color-scheme: light dark; font: 15px/1.6 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-.learned { background: color-mix(in srgb, #2a9d5c 30%, transparent); }
-.control { outline: 1px solid currentColor; border-radius: 2px; opacity: .75; }
-span[title]:hover { background: color-mix(in srgb, #e9a23b 50%, transparent); }
-"""
+TEMPLATE = Path(__file__).with_name("inspect.html.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +54,10 @@ def views(values: Params, split: str | None, identifier: str | None) -> Iterator
     Raises:
         InputError: nothing was prepared, or no conversation has this id.
     """
-    from qlora import base_model  # noqa: PLC0415 - seconds that --help need not take
-    from qlora.chat_template import ChatTemplate  # noqa: PLC0415
 
-    folder = base_model.verified_folder(values.base_model, MANIFESTS / f"{values.base_model.name}.json")
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    from qlora.model.base import open_base_model  # noqa: PLC0415 - seconds that --help need not take
+
+    template = open_base_model(values, MANIFESTS).template
     found = False
     for name in SPLITS if identifier else (split or "train",):
         path = PREPARED / f"{name}.jsonl"
@@ -81,7 +73,7 @@ def views(values: Params, split: str | None, identifier: str | None) -> Iterator
 
 def _views(split: str, conversation: Conversation, template: Any, values: Params) -> Iterator[View]:
     """One view of the conversation, or of each piece of it that is learned from."""
-    from qlora.encoding import IGNORE_INDEX, encode_split, token_texts  # noqa: PLC0415
+    from qlora.training.tokenization import IGNORE_INDEX, encode_split, token_texts  # noqa: PLC0415
 
     title = f"{split} {conversation.id} ({conversation.category})"
     # The test split is measured whole.
@@ -126,17 +118,13 @@ def terminal(view: View, *, colours: bool) -> str:
 
 
 def page(shown: list[View]) -> str:
-    """The views as one HTML file without scripts; a token's number shows under the pointer."""
-    parts = [f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Tokens</title>\n<style>{STYLE}</style>\n<body>\n']
-    for view in shown:
-        tokens = "".join(_span(piece) for piece in view.pieces)
-        parts.append(f"<h2>{escape(view.title)}</h2>\n<pre>{tokens}</pre>\n")
-    return "".join(parts)
+    """The views as one HTML file without scripts; a token's number shows under the pointer. Jinja escapes every text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - the terminal needs none
 
-
-def _span(piece: Piece) -> str:
-    kinds = " ".join(name for name, there in (("learned", piece.supervised), ("control", piece.control)) if there)
-    return f'<span title="{piece.number}"' + (f' class="{kinds}"' if kinds else "") + f">{escape(piece.text)}</span>"
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template(TEMPLATE.name).render(views=shown)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
-from qlora import command, params
+from qlora import params
+from qlora.runtime import command
 
 
 def main() -> None:
@@ -21,12 +22,12 @@ def main() -> None:
     arguments = parser.parse_args()
     # Else torch warns at every try to reach a machine that has not begun yet.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    from qlora import launch  # noqa: PLC0415 - torch, which takes seconds
+    from qlora.runtime import launcher  # noqa: PLC0415 - torch, which takes seconds
 
     if arguments.end:
-        launch.end_all(params.load(Path("params.yaml")).hardware.num_machines)
+        launcher.end_all(params.load(Path("params.yaml")).hardware.num_machines)
     else:
-        launch.join(arguments.seconds)
+        launcher.join(arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora import command, params
-from qlora.conversation import Conversation
-from qlora.dvc_files import require_recorded
-from qlora.errors import InputError
+from qlora import params
+from qlora.core.conversation import Conversation
+from qlora.core.dvc_lock import require_recorded
+from qlora.core.errors import InputError
+from qlora.core.files import read_jsonl, write_json
 from qlora.params import Params
-from qlora.records import read_jsonl, write_json
+from qlora.runtime import command
 
 if TYPE_CHECKING:
-    from qlora.chat_template import ChatTemplate
-    from qlora.equivalence import Equivalence
+    from qlora.delivery.equivalence import Equivalence
+    from qlora.model.base import BaseModel
 
 ADAPTER = Path("models/adapter")
 MANIFESTS = Path("models/base")
@@ -49,23 +50,23 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
         InputError: adapter or test set is not what dvc.lock records, or base model, adapter and params do not belong together.
         MachineError: no room, or no converter.
     """
-    from qlora import base_model, gguf, merging  # noqa: PLC0415 - seconds that --help need not take
-    from qlora.chat_template import ChatTemplate  # noqa: PLC0415
+    from qlora.delivery import gguf  # noqa: PLC0415 - seconds that --help need not take
+    from qlora.delivery import merge as merging  # noqa: PLC0415
+    from qlora.model.base import open_base_model  # noqa: PLC0415
 
     manifest = MANIFESTS / f"{values.base_model.name}.json"
     adapter_md5 = merging.require_recorded_adapter(values, manifest, ADAPTER)
     require_recorded([TEST])
     conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
     converter = None if arguments.gguf is None else gguf.find_converter(arguments.gguf)
-    folder = base_model.verified_folder(values.base_model, manifest)
-    merging.require_room(folder, arguments.out, arguments.dtype)
-    template = ChatTemplate(base_model.load_tokenizer(folder), values.chat)
+    base = open_base_model(values, MANIFESTS)
+    merging.require_room(base.folder, arguments.out, arguments.dtype)
     with _aside(arguments.out) as partial:
-        model = merging.merged_model(values, folder, ADAPTER, arguments.dtype)
-        merging.write(model, template, values, ADAPTER, partial)
+        model = merging.merged_model(values, base.folder, ADAPTER, arguments.dtype)
+        merging.write(model, base.template, values, ADAPTER, partial)
         # Before two others are loaded.
         del model
-        found = _measure(values, folder, partial, template, conversations, arguments)
+        found = _measure(values, base, partial, conversations, arguments)
         accepted = found.within(arguments.max_kl)
         made_of = merging.chain(values, manifest, ADAPTER, adapter_md5, arguments.dtype)
         equivalence = {**found.record(), "max_kl": arguments.max_kl if math.isfinite(arguments.max_kl) else None, "accepted": accepted}
@@ -103,31 +104,26 @@ def _aside(out: Path) -> Iterator[Path]:
 
 def _measure(
     values: Params,
-    folder: Path,
+    base: "BaseModel",
     partial: Path,
-    template: "ChatTemplate",
     conversations: Sequence[Conversation],
     arguments: argparse.Namespace,
 ) -> "Equivalence":
     """The adapter on the base model as it was trained on against the merged model from disk, both on one device."""
-    from qlora import adapter, base_model, equivalence, hardware, merging  # noqa: PLC0415
+    from qlora.delivery import equivalence  # noqa: PLC0415
+    from qlora.delivery import merge as merging  # noqa: PLC0415
+    from qlora.model import adapter, device, loading  # noqa: PLC0415
 
-    device = hardware.set_up(values.hardware.model_copy(update={"device": arguments.device or values.hardware.device}), deterministic=False)
-    progress, spread = values.runtime.progress, values.hardware.strategy == "fsdp2"
-    trained_on = base_model.load_model(values.base_model, folder, device, progress=progress, spread=spread)
+    place = device.set_up_device(values.hardware.model_copy(update={"device": arguments.device or values.hardware.device}), deterministic=False)
+    progress, device_map = values.runtime.progress, values.hardware.device_map
+    trained_on = loading.load_model(values.base_model, base.folder, place, progress=progress, device_map=device_map)
     adapted: Any = adapter.load_adapter(trained_on, ADAPTER, values.base_model.name)
     plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": arguments.dtype})
-    merged = base_model.load_model(plain, partial, device, progress=progress, spread=spread)
-    chosen = values.evaluate.model_copy(update={"num_examples": arguments.num_examples or values.evaluate.num_examples})
-    with hardware.out_of_memory_named(hardware.ANSWERING_SETTINGS, values):
-        return equivalence.compare(adapted, merged, template, merging.own_template(partial, values), conversations, chosen, device, progress=progress)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    merged = loading.load_model(plain, partial, place, progress=progress, device_map=device_map)
+    chosen = values.predict.model_copy(update={"num_examples": arguments.num_examples or values.predict.num_examples})
+    with device.translate_out_of_memory(device.PREDICTION_SETTINGS, values):
+        merged_template = merging.own_template(partial, values)
+        return equivalence.compare(adapted, merged, base.template, merged_template, conversations, chosen, place, progress=progress)
 
 
 def distance(text: str) -> float:
@@ -144,7 +140,7 @@ def main() -> None:
     parser.add_argument(
         "--max-kl", type=distance, help="greatest mean KL in nats per token; inf: measure only (float32 1e-6, float16 1e-3, bfloat16 5e-3)"
     )
-    parser.add_argument("--num-examples", type=positive, help="test conversations measured (evaluate.num_examples)")
+    parser.add_argument("--num-examples", type=command.positive_int, help="test conversations measured (predict.num_examples)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where both models are compared (hardware.device); merging itself uses the CPU")
     parser.add_argument("--gguf", nargs="?", const="", metavar="LLAMA_CPP", help="also write model.gguf; folder of llama.cpp, or its converter")
     arguments = parser.parse_args()

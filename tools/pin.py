@@ -13,12 +13,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from qlora import command, hub
-from qlora.errors import InputError, MachineError
-from qlora.hub import HubFile
-from qlora.locks import try_lock
-from qlora.manifest import LOADED_SUFFIXES, Manifest, loadable_files, make_manifest
-from qlora.records import write_json
+from qlora.core.errors import InputError, MachineError
+from qlora.core.files import write_json
+from qlora.delivery import hub
+from qlora.delivery.hub import HubFile
+from qlora.model.manifest import LOADED_SUFFIXES, Manifest, loadable_files, make_manifest
+from qlora.runtime import command
+from qlora.runtime.locks import try_lock
 
 FOLDER = Path("models/base")
 
@@ -54,7 +55,7 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
     _bring(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
     # The cache's own library gives the contents their names; it finds all of them there.
-    with hub.told(repo_id, revision):
+    with hub.translate_hub_errors(repo_id, revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint()))
     for file in files:
         path = folder / file.path

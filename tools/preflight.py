@@ -15,13 +15,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora import command, params
-from qlora.errors import InputError, MachineError
+from qlora import params
+from qlora.core.errors import InputError, MachineError
 from qlora.params import Params
+from qlora.runtime import command
 from tools import recipes
 
 if TYPE_CHECKING:
-    from qlora.memory import Estimate
+    from qlora.training.memory import Estimate
 
 MANIFESTS = Path("models/base")
 SHAPES = Path("recipes/shapes")
@@ -44,8 +45,8 @@ def shape_of(name: str) -> Any:
     """
     from transformers import AutoConfig  # noqa: PLC0415 - seconds
 
-    from qlora.base_model import load_config  # noqa: PLC0415
-    from qlora.manifest import find_weights, read_manifest  # noqa: PLC0415
+    from qlora.model.loading import load_config  # noqa: PLC0415
+    from qlora.model.manifest import find_weights, read_manifest  # noqa: PLC0415
 
     manifest, shape = MANIFESTS / f"{name}.json", SHAPES / f"{name}.json"
     if manifest.exists():
@@ -72,7 +73,8 @@ def main() -> None:
     arguments = parser.parse_args()
     values = of_recipe(arguments.recipe) if arguments.recipe else params.load(recipes.PARAMS)
     # torch and transformers take seconds.
-    from qlora import checkpoints, hardware, memory, preflight  # noqa: PLC0415
+    from qlora.runtime import gpus  # noqa: PLC0415
+    from qlora.training import checkpoints, memory, preflight  # noqa: PLC0415
 
     config = shape_of(values.base_model.name)
     needed = memory.estimate(values, config)
@@ -88,14 +90,14 @@ def main() -> None:
             raise MachineError("memory-short", preflight.too_much(needed, here, values, config))
         return
     try:
-        hardware.require_devices(values.hardware)
+        gpus.require_devices(values.hardware)
     except MachineError:
         print(table(needed, None), flush=True)
         raise
     print(table(needed, preflight.memory_bytes(values.hardware)))
     written = checkpoints.bytes_written(needed.adapter // memory.FLOAT, values.train.optim, keep_best=values.train.keep == "best")
     print(f"  on the disk up to {written / 1e6:,.0f} MB of {shutil.disk_usage('.').free / 1e6:,.0f}: checkpoints, adapter, cache")
-    preflight.require_able(values, config)
+    preflight.check_machine(values, config)
     checkpoints.require_disk(Path.cwd(), written)
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qlora import command, hub
-from qlora.dvc_files import recorded_outputs, require_recorded
-from qlora.errors import InputError, MachineError, UserFacingError
-from qlora.manifest import read_manifest, sha256_of
-from qlora.records import json_document
+from qlora.core.dvc_lock import recorded_outputs, require_recorded
+from qlora.core.errors import InputError, MachineError, UserFacingError
+from qlora.core.files import json_document
+from qlora.core.hashing import sha256_of
+from qlora.delivery import hub
+from qlora.model.manifest import read_manifest
+from qlora.runtime import command
 
 ADAPTER = Path("models/adapter")
 MANIFESTS = Path("models/base")
@@ -153,7 +155,7 @@ def upload(repo_id: str, files: dict[str, bytes | Path], *, private: bool) -> st
         raise InputError("hub-denied", f"no token: set HF_TOKEN to one that may write to {repo_id}")
     api = HfApi(endpoint=hub.endpoint())
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
-    with hub.told(repo_id):
+    with hub.translate_hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         try:
             made = api.create_commit(repo_id, operations, commit_message="Publish adapter, card and licence")
@@ -161,7 +163,7 @@ def upload(repo_id: str, files: dict[str, bytes | Path], *, private: bool) -> st
         except ValueError as error:
             if not str(error).startswith("Invalid metadata in README.md"):
                 raise
-            raise InputError("publish-card", f"the Hub does not take {CARD}: {hub.plain(error)}. Mend {CARD_TEXTS}.") from None
+            raise InputError("publish-card", f"the Hub does not take {CARD}: {hub.plain(error)}. Fix {CARD_TEXTS}.") from None
 
 
 def main() -> None:

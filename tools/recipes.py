@@ -17,9 +17,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from qlora import command, params
-from qlora.errors import InputError
-from qlora.records import atomic_writers
+from qlora import params
+from qlora.core.errors import InputError
+from qlora.core.files import atomic_writers
+from qlora.params.section import MOVED
+from qlora.runtime import command
 
 FOLDER = Path("recipes")
 PARAMS = Path("params.yaml")
@@ -56,7 +58,8 @@ def compose(base: Path, overlay: Path) -> str:
     document = params.parse(base, yaml)
     for section, key, value in values_of(overlay):
         if section not in document or key not in document[section]:
-            raise InputError("recipe-key", f"{overlay} sets {section}.{key}, which {base} does not have")
+            moved = MOVED.get(f"{section}.{key}")
+            raise InputError("recipe-key", f"{overlay} sets {section}.{key}, which " + (f"is now {moved}" if moved else f"{base} does not have"))
         document[section][key] = value
     text = io.StringIO()
     yaml.dump(document, text)

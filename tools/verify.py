@@ -15,11 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora import command, params, reproduction
-from qlora.dvc_files import LOCK, Recorded, cached, md5_of, objects, outputs_in_git, recorded
-from qlora.errors import InputError
-from qlora.manifest import find_weights, read_manifest, sha256_of, verify
-from qlora.records import write_json
+from qlora import params
+from qlora.core.dvc_lock import LOCK, Recorded, cached, md5_of, objects, outputs_in_git, recorded
+from qlora.core.errors import InputError
+from qlora.core.files import write_json
+from qlora.core.hashing import sha256_of
+from qlora.delivery import reproduction
+from qlora.model.manifest import find_weights, read_manifest, verify
+from qlora.runtime import command
 
 MANIFESTS = Path("models/base")
 REPRODUCTION = Path("reports/reproduction.json")
@@ -56,8 +59,8 @@ def _file_difference(entry: Recorded) -> str | None:
     found = md5_of(path)
     if found == entry.md5:
         return None
-    mend = f"`dvc checkout --force {path}` or `git checkout -- {path}` brings it back, `dvc repro --force {entry.stage}` makes it again"
-    return f"has the md5 {found}, dvc.lock says {entry.md5}: {mend}"
+    fix = f"`dvc checkout --force {path}` or `git checkout -- {path}` brings it back, `dvc repro --force {entry.stage}` makes it again"
+    return f"has the md5 {found}, dvc.lock says {entry.md5}: {fix}"
 
 
 def _object_difference(md5: str, output: str) -> str | None:

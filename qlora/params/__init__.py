@@ -1,4 +1,4 @@
-"""params.yaml as one typed, frozen object; every mistake in it is reported at once.
+"""params.yaml as one typed, frozen object; every mistake in it is reported at once. All stages run it and list the files of their sections.
 
 Read with ruamel.yaml in YAML 1.2, the parser and dialect of DVC, so that what runs is what dvc.lock records:
 PyYAML takes `2e-5` for a string.
@@ -11,17 +11,21 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qlora.errors import InputError
+from qlora.core.errors import InputError
 from qlora.params.base_model import BaseModelParams
 from qlora.params.chat import ChatParams
 from qlora.params.data import DataParams
 from qlora.params.evaluate import EvaluateParams
 from qlora.params.hardware import HardwareParams
 from qlora.params.lora import LoraParams
+from qlora.params.predict import PredictParams
 from qlora.params.runtime import RuntimeParams
-from qlora.params.section import Section, describe, unknown_key
+from qlora.params.section import MOVED, Section, describe, unknown_key
 from qlora.params.sequence import SequenceParams
 from qlora.params.train import TrainParams
+
+# What changes answers was split from what only scoring reads.
+MOVED.update({f"evaluate.{name}": f"predict.{name}" for name in PredictParams.model_fields})
 
 MOST_BYTES = 100_000
 MOST_MASKED_TOKENS = 2048
@@ -39,6 +43,7 @@ class Params(Section):
     sequence: SequenceParams
     lora: LoraParams
     train: TrainParams
+    predict: PredictParams
     evaluate: EvaluateParams
     hardware: HardwareParams
     runtime: RuntimeParams

@@ -17,7 +17,7 @@ class DataParams(Section):
     test_fraction: float = Field(gt=0, lt=1)
     """Share carved out for the test split; only read when test_file is train_file."""
     format: Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
-    """How a row holds its conversation: one file of qlora/formats each."""
+    """How a row holds its conversation: one file of qlora/data/formats each."""
     system_message: str | None = Field(min_length=1)
     """Given to conversations without a system turn; null leaves them as they are."""
     validation_fraction: float = Field(ge=0, lt=1)

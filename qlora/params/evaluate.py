@@ -1,4 +1,4 @@
-"""Section `evaluate`: how base and tuned model answer the test set."""
+"""Section `evaluate`: what only scoring reads. A change runs `evaluate` alone, in seconds and without a model."""
 
 from typing import Annotated, Literal
 
@@ -6,31 +6,35 @@ from pydantic import Field, model_validator
 
 from qlora.params.section import Section
 
+Headline = Literal[
+    "exact_match",
+    "token_f1",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "chrf",
+    "bleu",
+    "length_ratio",
+    "stop_rate",
+    "answer_tokens",
+    "nll",
+    "perplexity",
+    "bits_per_byte",
+    "eval_loss",
+]
+MOST_METRICS = 8
+"""More do not fit a terminal of 120 columns in `dvc exp show`."""
+
 
 class EvaluateParams(Section):
-    max_new_tokens: int = Field(gt=0)
-    """An answer is cut there and then counts as not stopped."""
-    do_sample: bool
-    """false: greedy, the same answers every time, which is what to decide on. true: drawn with temperature and top_p."""
-    temperature: float = Field(gt=0)
-    """Only read when do_sample is true."""
-    top_p: float = Field(gt=0, le=1)
-    """Only read when do_sample is true."""
-    generation_seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-    """Of the drawn answers. Each turn is answered once per seed, and the deviation between seeds says what is noise. Greedy answers need one."""
-    turns: Literal["all", "last"]
-    """Which assistant turns are answered, each after its true history. Likelihood is always of all."""
-    num_examples: int | None = Field(gt=0)
-    """Conversations measured, chosen by the hash that is their id; null: all of the test set."""
-    batch_size: int = Field(gt=0)
-    """Prompts answered together. Speed grows with it, memory too."""
-    on_too_long: Literal["drop", "error"]
-    """A conversation longer than the model's context is left out and counted, or ends the run."""
+    headline: Annotated[list[Headline], Field(min_length=1, max_length=MOST_METRICS)]
+    """Metrics of the tuned model in metrics/evaluate.json, which `dvc exp show` and `dvc metrics diff` show, in this order. eval_loss is the
+    validation loss of the published step. Everything else that is measured is in reports/evaluation.json."""
+    resamples: int = Field(ge=1000)
+    """Bootstrap resamples behind each 95 % interval. 10,000 take a second; fewer make the last digits of an interval noisy."""
 
     @model_validator(mode="after")
-    def _seeds_differ(self) -> "EvaluateParams":
-        if len(set(self.generation_seeds)) < len(self.generation_seeds):
-            raise ValueError(f"generation_seeds = {self.generation_seeds} holds one twice")
-        if len(self.generation_seeds) > 1 and not self.do_sample:
-            raise ValueError("generation_seeds holds several, but greedy answers (do_sample: false) are the same for each: keep one")
+    def _metrics_differ(self) -> "EvaluateParams":
+        if len(set(self.headline)) < len(self.headline):
+            raise ValueError(f"headline = {self.headline} lists a metric twice")
         return self

@@ -51,7 +51,12 @@ class HardwareParams(Section):
         return self.num_processes // self.num_machines
 
     @property
-    def answering_processes(self) -> int:
-        """Of baseline and evaluate. A model too large for one card answers from one process, spread over the cards: lending layers for every
-        token would take longer."""
+    def prediction_processes(self) -> int:
+        """Processes of baseline and predict. A model too large for one card answers from one process with its layers split over the cards:
+        gathering layers for every token would take longer."""
         return 1 if self.strategy == "fsdp2" else self.num_processes
+
+    @property
+    def device_map(self) -> Literal["balanced"] | None:
+        """How a model that answers is placed: "balanced" splits its layers over all cards; None puts it on one device."""
+        return "balanced" if self.strategy == "fsdp2" else None

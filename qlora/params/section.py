@@ -33,7 +33,7 @@ def describe(section: str, schema: type[Section], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{place} is missing"
     choices, others = _choices(schema, field)
-    if choices:
+    if choices and error["type"] not in ("too_long", "too_short"):
         allowed = f"one of {', '.join(map(repr, choices))}" + "".join(f" or {other}" for other in others)
         nearest = _nearest(str(value)[:100], choices) if isinstance(value, str | int | float) else ""
         return f"{place} = {_short(value)} is not allowed: must be {allowed}{nearest}"
@@ -45,7 +45,13 @@ def _short(value: object) -> str:
     return _REPR.repr(value)
 
 
+MOVED: dict[str, str] = {}
+"""Old names of params, filled by qlora/params/__init__.py, with their new ones."""
+
+
 def unknown_key(place: str, known: list[str]) -> str:
+    if place in MOVED:
+        return f"{place} is now {MOVED[place]}: move it there"
     return f"{place} is not a parameter" + (_nearest(place, known) or "; known: " + ", ".join(known))
 
 

@@ -9,14 +9,15 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from qlora import base_model, hardware
-from qlora.checkpoints import Checkpoints
-from qlora.encoding import Example
-from qlora.interruption import Interruption
-from qlora.memory import CONTEXT_BYTES, estimate
-from qlora.new_adapter import lora_config
+from qlora.model import loading
+from qlora.model.device import set_up_device
 from qlora.params import Params
-from qlora.trainer import make_trainer
+from qlora.runtime.signals import Interruption
+from qlora.training.checkpoints import Checkpoints
+from qlora.training.lora import lora_config
+from qlora.training.memory import CONTEXT_BYTES, estimate
+from qlora.training.tokenization import Example
+from qlora.training.trainer import make_trainer
 from tests.unit.trainings import TINY, changed
 from tools import preflight
 
@@ -68,12 +69,12 @@ def trained(params: Params, folder: Path, checkpoints_folder: Path, *, resume: b
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    device = hardware.set_up(params.hardware, deterministic=params.train.deterministic)
-    base = base_model.load_model(params.base_model, folder, device, progress=False)
+    device = set_up_device(params.hardware, deterministic=params.train.deterministic)
+    base = loading.load_model(params.base_model, folder, device, progress=False)
     set_seed(params.train.seed)
     model = get_peft_model(base, lora_config(params.lora, base))
     with Checkpoints(checkpoints_folder) as checkpoints:
-        trainer = make_trainer(params, model, base_model.load_tokenizer(folder), rows(), [], checkpoints, Interruption())
+        trainer = make_trainer(params, model, loading.load_tokenizer(folder), rows(), [], checkpoints, Interruption())
         newest = checkpoints.newest() if resume else None
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     weights = {name: weight.detach().cpu().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
@@ -83,7 +84,7 @@ def trained(params: Params, folder: Path, checkpoints_folder: Path, *, resume: b
 @pytest.mark.parametrize(("four_bit", "checkpointing"), [(True, True), (True, False), (False, True), (False, False)])
 def test_the_memory_is_that_of_the_estimate(settings: Params, folder: Path, tmp_path: Path, four_bit: bool, checkpointing: bool) -> None:
     params = changed(settings, base_model__load_in_4bit=four_bit, hardware__activation_checkpointing=checkpointing)
-    needed = estimate(params, base_model.load_config(folder)).total - CONTEXT_BYTES
+    needed = estimate(params, loading.load_config(folder)).total - CONTEXT_BYTES
     taken = trained(params, folder, tmp_path)[1]
     print(f"4-bit {four_bit}, checkpointing {checkpointing}: {taken / 2**30:.2f} GiB taken, {needed / 2**30:.2f} estimated ({needed / taken:.3f})")
     assert needed == pytest.approx(taken, rel=0.1)

@@ -10,11 +10,8 @@ import pytest
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RAW = "data/raw/micro/train.jsonl"
-PREPARE = "python -m stages.prepare --prepared data/prepared --report metrics/prepare.json --made-by metrics/environment.json"
-BASELINE = (
-    "python -m stages.baseline --test data/prepared/test.jsonl --manifests models/base --predictions p --batches b --report r --throughput t"
-    " --made-by m"
-)
+PREPARE = "python -m stages.prepare --prepared data/prepared --report reports/prepare.json --notes metrics"
+BASELINE = "python -m stages.predict --test data/prepared/test.jsonl --manifests models/base --predictions p --notes n"
 
 
 def raw(content: bytes) -> Callable[[Clone], None]:
@@ -34,7 +31,7 @@ def weights(edit: Callable[[Path], None]) -> Callable[[Clone], None]:
     def change(clone: Clone) -> None:
         edit(clone.path / "models/base/tiny/model.safetensors")
         # A reason for the stage to run: DVC does not look at the weights, only at their manifest.
-        clone.set(evaluate__max_new_tokens=2)
+        clone.set(predict__max_new_tokens=2)
 
     return change
 
@@ -82,8 +79,8 @@ def test_one_message_nothing_half_written_and_what_was_built_comes_back(built: C
     before = built.outputs()
     change(built)
     if name == "unknown param":
-        built.run("touch", "qlora/splits.py")
-        (built.path / "qlora/splits.py").write_text((built.path / "qlora/splits.py").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        built.run("touch", "qlora/data/splits.py")
+        (built.path / "qlora/data/splits.py").write_text((built.path / "qlora/data/splits.py").read_text(encoding="utf-8") + "\n", encoding="utf-8")
     output = built.run("dvc", "repro", stage, fails=True)
     for text in expected:
         assert text in output
@@ -109,8 +106,8 @@ def test_a_missing_file_is_named(built: Clone) -> None:
 def test_an_unwritable_output_is_exit_code_3(built: Clone) -> None:
     # A folder where a file must go: root may write everywhere, so permissions alone would show nothing.
     before = (built.path / "data/prepared/train.jsonl").read_bytes()
-    (built.path / "metrics/prepare.json").unlink()
-    (built.path / "metrics/prepare.json").mkdir()
+    (built.path / "reports/prepare.json").unlink()
+    (built.path / "reports/prepare.json").mkdir()
     output = built.run("sh", "-c", PREPARE + "; echo status $?")
     assert "[file-access]" in output
     assert "status 3" in output

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from qlora.card import render, untested
-from qlora.card.sources import Sources, changed_outputs, read_sources
-from qlora.dvc_files import recorded_outputs
-from qlora.manifest import sha256_of
+from qlora.core.dvc_lock import recorded_outputs
+from qlora.core.hashing import sha256_of
+from qlora.delivery.card import render, untested
+from qlora.delivery.card.sources import Sources, changed_outputs, read_sources
+from qlora.delivery.reproduction import changed_inputs, read_environment
 from qlora.params import Params
-from qlora.reproduction import changed_inputs
 from tests.pipeline.clone import Clone
 
 CARD = "reports/model_card.md"
@@ -49,7 +49,7 @@ def other(value: Any) -> Any:
 
 @pytest.fixture
 def sources(inside: Clone) -> Sources:
-    return read_sources()
+    return read_sources(read_environment())
 
 
 def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> None:
@@ -58,20 +58,26 @@ def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> Non
     assert inside.run("python", "-m", "tools.card", "--check") == f"{CARD} says what is computed\n"
     text = Path(CARD).read_text(encoding="utf-8")
     card = ModelCard(text)
-    tuned: Any = inside.json("metrics/evaluate.json")
+    evaluation: Any = inside.json("reports/evaluation.json")
+    tuned = evaluation["tuned"]
+    defined = {name: tuned[name] for name in evaluation["difference"] if tuned[name] is not None}
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("apache-2.0", "peft", "text-generation")
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        name: round(tuned[name], 6) for name, row in tuned["delta"].items() if name not in ("answer_tokens", "length_ratio")
+        name: round(value, 6) for name, value in defined.items() if name not in ("answer_tokens", "length_ratio")
     }
     for md5 in recorded_outputs().values():
         assert f"`{md5}`" in text
     assert "Not proven" in text
     assert "- Another seed: this is one training, with seed 42." in text
-    # A later commit of something else changes nothing; a card that was edited is named by its lines.
+    # A later commit of something else changes nothing, nor does another environment that a later run noted.
     inside.commit("the card")
+    assert inside.json("reports/environment.json") == inside.json("metrics/environment.json")
+    noted = Path("metrics/environment.json")
+    noted.write_text(noted.read_text(encoding="utf-8").replace('"python": "', '"python": "other '), encoding="utf-8")
     inside.run("python", "-m", "tools.card", "--check")
     listed = inside.run("python", "-m", "tools.publish", "--repo-id", "org/name", "--dry-run")
     assert all(name in listed for name in ("README.md", "LICENSE", "adapter_model.safetensors"))
+    # A card that was edited is named by its lines.
     edited = text.replace(f"`{tuned['counts']['turns']:,}", "`").replace("LoRA of rank 16", "LoRA of rank 61")
     Path(CARD).write_text(edited, encoding="utf-8")
     output = inside.run("sh", "-c", "python -m tools.card --check; echo status $?")
@@ -81,18 +87,33 @@ def test_the_card_is_written_checked_and_valid_for_the_hub(inside: Clone) -> Non
     assert "status 2" in output
 
 
-def test_every_changed_metric_is_seen(sources: Sources) -> None:
+def test_every_changed_number_is_seen(sources: Sources) -> None:
     tried = 0
-    for name, record in sources.metrics.items():
-        path = Path(f"metrics/{name}.json")
-        entries = [entry for entry in sources.entries if entry.path == str(path)]
+    for path in (Path("metrics/evaluate.json"), *(Path(f"reports/{name}.json") for name in sources.reports)):
+        written = path.read_text(encoding="utf-8")
+        record = json.loads(written)
+        (entry,) = [entry for entry in sources.entries if entry.path == str(path) and entry.is_output]
         for leaf in leaves(record):
             path.write_text(json.dumps(with_other(record, leaf), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-            assert list(changed_outputs(entries)), (name, leaf)
+            assert list(changed_outputs([entry])), (path, leaf)
             tried += 1
-        path.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        assert not list(changed_outputs(entries))
+        path.write_text(written, encoding="utf-8")
+        assert not list(changed_outputs([entry]))
     assert tried > 300
+
+
+def test_a_score_that_is_not_defined_is_said_to_be_so_and_is_no_result_of_the_hub(sources: Sources) -> None:
+    evaluation = sources.reports["evaluation"]
+    unlike = dict.fromkeys(evaluation["difference"]["exact_match"])
+    changed = {
+        "base": evaluation["base"],
+        "tuned": {**evaluation["tuned"], "exact_match": None},
+        "difference": {**evaluation["difference"], "exact_match": unlike},
+    }
+    text = render(dataclasses.replace(sources, reports={**sources.reports, "evaluation": changed}))
+    base = evaluation["base"]["exact_match"]
+    assert f"| `exact_match` | {base:.4f} | not defined | not defined | not defined to not defined |" in text
+    assert "exact_match" not in {result.metric_type for result in ModelCard(text).data.eval_results}
 
 
 def test_every_changed_hash_is_seen(sources: Sources) -> None:
@@ -127,7 +148,7 @@ def test_every_changed_hash_is_seen(sources: Sources) -> None:
     assert "[org/base](https://huggingface.co/org/base)" in render(pinned)
     assert ModelCard(render(pinned)).data.base_model == "org/base"
     assert ModelCard(render(fetched)).data.datasets == ["org/mine"]
-    assert tried > 150
+    assert tried > 100
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # a null becomes a text, which not every param may be
@@ -157,7 +178,7 @@ def test_what_was_run_on_this_adapter_is_in_the_card_and_what_was_run_on_another
         ran_on = {"adapter": {"dvc_md5": adapter}}
         Path("metrics/benchmark.json").write_text(json.dumps({**record, "ran_on": ran_on}), encoding="utf-8")
         inside.commit("benchmark")
-        return render(read_sources())
+        return render(read_sources(read_environment()))
 
     assert "| t | acc | 0.2500 | 0.5000 | +0.2500 |" in benchmark(recorded_outputs()["models/adapter"])
     assert "no standard benchmark was run on this adapter" in benchmark("0" * 32)
@@ -171,32 +192,27 @@ def test_a_merge_that_was_refused_is_no_merge(sources: Sources) -> None:
 
 
 def test_a_card_needs_neither_weights_nor_raw_data_nor_adapter_and_refuses_a_false_origin(inside: Clone, tmp_path: Path) -> None:
+    # Git does not track a link in place of the embedded model's folder.
     shutil.move("models/base/tiny", tmp_path / "weights")
-    inside.run("python", "-m", "tools.pin", "mine", "--path", str(tmp_path / "weights"))
-    Path("rows").mkdir()
-    for name in ("train", "test"):
-        shutil.move(f"data/raw/micro/{name}.jsonl", f"rows/{name}.jsonl")
+    Path("models/base/tiny").symlink_to(tmp_path / "weights", target_is_directory=True)
+    shutil.move("data/raw/micro", "data/raw/fetched")
     inside.run("git", "rm", "--quiet", "--cached", "-r", "data/raw/micro")
-    inside.run("dvc", "add", "--quiet", "rows")
-    inside.set(base_model__name="mine", data__train_file="rows/train.jsonl", data__test_file="rows/test.jsonl")
-    inside.repro()
+    inside.run("dvc", "add", "--quiet", "data/raw/fetched")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in Path("data/raw/fetched").iterdir()}
+    manifest = Path("data/raw/fetched.source.json")
+    manifest.write_text(json.dumps({"repo_id": "org/fetched", "revision": "a" * 40, "license": "mit", "files": files}), encoding="utf-8")
+    inside.set(data__train_file="data/raw/fetched/train.jsonl", data__test_file="data/raw/fetched/test.jsonl")
+    assert inside.repro() == {"prepare"}
     inside.commit("weights and data elsewhere")
     inside.run("python", "-m", "tools.card")
     inside.commit("the card")
+    assert "org/fetched" in Path(CARD).read_text(encoding="utf-8")
     inside.run("git", "clone", "--quiet", str(inside.path), str(tmp_path / "bare"))
     bare = Clone(tmp_path / "bare")
+    for absent in ("models/base/tiny", "models/adapter", "data/raw/fetched", "data/prepared", "metrics/environment.json"):
+        assert not (bare.path / absent).exists(), absent
     assert "says what is computed" in bare.run("python", "-m", "tools.card", "--check")
 
-    inside.set(data__train_file="data/raw/fetched/train.jsonl", data__test_file="data/raw/fetched/test.jsonl")
-    shutil.move("rows", "data/raw/fetched")
-    Path("rows.dvc").unlink()
-    files = {name: {"bytes": 1, "sha256": sha256_of(Path("data/raw/fetched", name))} for name in ("train.jsonl", "test.jsonl")}
-    manifest = Path("data/raw/fetched.source.json")
-    manifest.write_text(json.dumps({"repo_id": "org/fetched", "revision": "a" * 40, "license": "mit", "files": files}), encoding="utf-8")
-    inside.repro()
-    inside.commit("fetched")
-    inside.run("python", "-m", "tools.card")
-    assert "org/fetched" in Path(CARD).read_text(encoding="utf-8")
     manifest.write_text(manifest.read_text(encoding="utf-8").replace(files["train.jsonl"]["sha256"], "0" * 64), encoding="utf-8")
     inside.commit("a false origin")
     assert "train.jsonl: not what data/raw/fetched.source.json says was fetched" in inside.run("python", "-m", "tools.card", "--check", fails=True)
@@ -206,11 +222,12 @@ def test_what_limits_the_measurement_is_said(sources: Sources) -> None:
     def said(**changes: Any) -> str:
         return "\n".join(untested(dataclasses.replace(sources, **changes)))
 
-    tuned = dict(sources.metrics["evaluate"])
+    evaluation = sources.reports["evaluation"]
+    tuned = evaluation["tuned"]
     assert "Categories with fewer than 30 answers" in said()
     few = {**tuned, "counts": {**tuned["counts"], "not_chosen": 3, "too_long": 2}}
-    assert "5 of 8 test conversations: 3 not chosen" in said(metrics={**sources.metrics, "evaluate": few})
-    drawn = sources.params.model_copy(update={"evaluate": sources.params.evaluate.model_copy(update={"do_sample": True, "turns": "last"})})
+    assert "5 of 8 test conversations: 3 not chosen" in said(reports={**sources.reports, "evaluation": {**evaluation, "tuned": few}})
+    drawn = sources.params.model_copy(update={"predict": sources.params.predict.model_copy(update={"do_sample": True, "turns": "last"})})
     assert "each answer was sampled once" in said(params=drawn)
     assert "Answers before the last" in said(params=drawn)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from qlora.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError
 from tests.pipeline.clone import Clone
 from tools import chat, merge
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.torture import processes
-from qlora.dvc_files import cached, recorded_outputs
+from qlora.core.dvc_lock import cached, recorded_outputs
+from tests.helpers import ended_queue, queue_tasks, start_queue
 from tests.pipeline.clone import Clone
-from tests.pipeline.test_grid import ended_queue, start_queue, tasks
 from tools import doctor
 
 
@@ -84,7 +84,7 @@ def test_references_of_a_killed_experiment_are_removed(built: Clone) -> None:
 
 def test_a_lock_that_was_cut_off_is_removed(built: Clone) -> None:
     (built.path / ".dvc/tmp/rwlock").write_bytes(b"")
-    built.set(evaluate__max_new_tokens=2)
+    built.set(predict__max_new_tokens=2)
     assert "RWLock-file" in built.run("dvc", "repro", "baseline", fails=True)
     assert "rm -f .dvc/tmp/rwlock" in commands(built)
     built.run("rm", "-f", ".dvc/tmp/rwlock")
@@ -138,8 +138,8 @@ def test_what_killed_runs_left_is_removed(built: Clone) -> None:
     (built.path / ".dvc/tmp/exps/tmpabc").mkdir(parents=True)
     assert commands(built) == ["rm -rf .dvc/tmp/exps/tmp*"]
     built.run("bash", "-c", "rm -rf .dvc/tmp/exps/tmp*")
-    (built.path / "metrics/train.json.77.partial").write_text("half", encoding="utf-8")
-    mended(built, "rm -rf metrics/train.json.77.partial")
+    (built.path / "reports/train.json.77.partial").write_text("half", encoding="utf-8")
+    mended(built, "rm -rf reports/train.json.77.partial")
     (built.path / ".dvc/tmp/checkpoints/0123456789abcdef/checkpoint-3").mkdir(parents=True)
     (line,) = commands(built)
     assert line.startswith("dvc repro   # or, to throw them away: rm -rf .dvc/tmp/checkpoints/0123456789abcdef")
@@ -187,14 +187,16 @@ def test_another_environment_is_named(built: Clone, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
 def test_a_folder_of_another_user_is_named(built: Clone) -> None:
-    os.chown(built.path / "metrics", 12345, 12345)
+    for name in ("metrics", "reports"):
+        os.chown(built.path / name, 12345, 12345)
+    assert "metrics, reports belong to another user" in built.run("python", "-m", "tools.doctor", fails=True)
     mended(built, "sudo chown" if shutil.which("sudo") else "chown")
 
 
 def test_little_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LITTLE_BYTES", 1 << 60)
     (finding,) = doctor.little_room()
-    assert finding.mend == "dvc gc --workspace --all-branches --all-tags --all-experiments"
+    assert finding.fix == "dvc gc --workspace --all-branches --all-tags --all-experiments"
 
 
 def test_a_queue_task_whose_worker_was_killed_can_be_removed_and_queued_again(built: Clone) -> None:
@@ -208,13 +210,13 @@ def test_a_queue_task_whose_worker_was_killed_can_be_removed_and_queued_again(bu
         for pid in processes(built.path):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
-    assert tasks(built) == ["Running"]
+    assert queue_tasks(built) == ["Running"]
     lines = commands(built)
     (kill,) = [line for line in lines if line.startswith("dvc queue kill")]
     for line in lines:
         built.run("bash", "-c", line)
     assert kill
-    assert tasks(built) == []
+    assert queue_tasks(built) == []
     assert not [line for line in commands(built) if "queue" in line]
     # As the command's comment says.
     built.run(*queued)

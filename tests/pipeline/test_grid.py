@@ -2,38 +2,15 @@
 
 import itertools
 import json
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers import ended_queue, overlapping, queue_tasks, start_queue
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
-from tests.unit.test_gpus import overlapping
 
 HERE = Path(__file__).parent
-
-
-def start_queue(clone: Clone, jobs: int) -> None:
-    command = ["dvc", "queue", "start", "--jobs", str(jobs)]
-    # A worker holds the streams that it is given until it ends.
-    subprocess.run(command, cwd=clone.path, env=clone.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-
-
-def tasks(clone: Clone) -> list[str]:
-    """The state of each task of the queue."""
-    lines = clone.run("dvc", "queue", "status").splitlines()
-    return [line.split()[-1] for line in lines if line.split()[-1:] and line.split()[-1] in ("Queued", "Running", "Success", "Failed")]
-
-
-def ended_queue(clone: Clone, seconds: float = 600) -> list[str]:
-    """The states in which all its tasks have ended."""
-    deadline = time.monotonic() + seconds
-    while {"Running", "Queued"} & set(states := tasks(clone)):
-        assert time.monotonic() < deadline, states
-        time.sleep(1)
-    return states
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +18,14 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone with two pretended GPUs in which a grid of four ran."""
     raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 14)}
     clone = new_clone(tmp_path_factory.mktemp("grid") / "one", HERE / "micro.yaml", raw)
-    with (clone.path / "qlora/launch.py").open("a", encoding="utf-8") as file:
+    with (clone.path / "qlora/runtime/launcher.py").open("a", encoding="utf-8") as file:
         file.write((HERE / "pretended_gpus.txt").read_text(encoding="utf-8"))
     clone.set(hardware__device="cuda")
     clone.environment.update(CUDA_VISIBLE_DEVICES="GPU-5a,GPU-7b")
     clone.repro()
     clone.commit("built")
     clone.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.001,0.004", "-S", "lora.r=4,8")
-    assert tasks(clone) == ["Queued"] * 4
+    assert queue_tasks(clone) == ["Queued"] * 4
     start_queue(clone, 2)
     assert ended_queue(clone) == ["Success"] * 4
     return clone
@@ -64,7 +41,7 @@ def experiments(clone: Clone) -> dict[str, dict[str, Any]]:
 def test_no_two_stages_have_one_gpu_at_a_time_and_both_are_used(grid: Clone) -> None:
     log = grid.path / ".dvc/tmp/intervals"
     intervals = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
-    assert sorted(module for *_, module in intervals) == ["stages.baseline"] + ["stages.evaluate"] * 5 + ["stages.train"] * 5
+    assert sorted(module for *_, module in intervals) == ["stages.predict"] * 6 + ["stages.train"] * 5
     assert overlapping(log) == []
     assert {name for _, _, name, _ in intervals} == {"GPU-5a", "GPU-7b"}
     pairs = itertools.combinations([(float(began), float(ended)) for began, ended, *_ in intervals], 2)

@@ -1,4 +1,4 @@
-"""A training that is stopped or killed under the real dvc goes on to the same bytes, and nothing outlives the dvc that began it."""
+"""A training that is stopped or killed under the real dvc resumes to the same bytes, and nothing outlives the dvc that started it."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.torture import RECIPE, processes
-from qlora.interruption import SIGNALS, Interruption
+from qlora.runtime.signals import SIGNALS, Interruption
 from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
 
 
@@ -101,7 +101,7 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone:
     assert files_with_a_token(clone.path) == []
     assert ran(again := clone.run("dvc", "repro", "train", **TOKENS)) == {"train"}
     assert SECRET not in log(clone) + again
-    assert "going on from" in again
+    assert "resuming from checkpoint" in again
     assert clone.outputs() == expected
     assert files_with_a_token(clone.path) == []
 
@@ -124,7 +124,7 @@ def test_a_killed_trainer_goes_on_from_its_last_checkpoint(clone: Clone, expecte
     (trainer,) = processes(clone.path, "-m stages.train")
     os.kill(trainer, signal.SIGKILL)
     assert dvc.wait(60) != 0
-    assert "going on from" in clone.run("dvc", "repro", "train")
+    assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
 
 
@@ -153,6 +153,19 @@ def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFa
     return clone, whole.outputs()
 
 
+def test_edits_outside_the_training_leave_its_checkpoint_in_use(clone: Clone, expected: dict[str, bytes]) -> None:
+    dvc = started(clone, "dvc", "repro", "train")
+    wait_for(lambda: checkpoint(clone))
+    dvc.kill()
+    dvc.wait()
+    wait_for(lambda: not processes(clone.path), 60)
+    for name in ("qlora/scoring/report/__init__.py", "qlora/delivery/hub.py", "qlora/runtime/locks.py", "stages/evaluate.py", "tools/compare.py"):
+        with (clone.path / name).open("a", encoding="utf-8") as file:
+            file.write("# edited\n")
+    assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
+    assert clone.outputs() == expected
+
+
 @pytest.mark.parametrize("victim", ["a rank", "the first rank", "one by SIGTERM", "the launcher", "the stage, by SIGTERM"])
 def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path, victim: str) -> None:
     before, expected = of_two_processes
@@ -173,21 +186,21 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
         assert log(clone).count("[stopped] SIGTERM at step") == 1
         assert "exited with 75" in log(clone)
     assert "Traceback" not in log(clone)
-    assert "going on from" in clone.run("dvc", "repro", "train")
+    assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
 
 
 def test_two_processes_answer_as_one(before_training: Clone, of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
     before, expected = of_two_processes
     alone = before_training.outputs()
-    for name in ("data/predictions/base.jsonl", "data/predictions/base_batches.jsonl", "metrics/baseline.json"):
+    for name in ("data/predictions/base.jsonl", "data/predictions/base_batches.jsonl", "data/predictions/base_counts.json"):
         assert expected[name] == alone[name]
     shutil.copytree(before.path.parent / "whole", tmp_path / "clone", symlinks=True)
     clone = Clone(tmp_path / "clone")
-    assert clone.repro("evaluate") == {"evaluate"}
+    assert clone.repro("predict") == {"predict"}
     by_two = clone.outputs()
     # The adapter stays: one process answers with it.
-    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["evaluate"]["cmd"].split()[2:]
+    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["predict"]["cmd"].split()[2:]
     clone.set(hardware__num_processes=1)
     clone.run(sys.executable, *stage)
     assert clone.outputs() == by_two
@@ -205,7 +218,7 @@ def test_without_dvc_a_killed_launcher_leaves_no_process(of_two_processes: tuple
     wait_for(lambda: not processes(clone.path), 30)
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
+@pytest.mark.parametrize("stage", ["train", "predict"])
 def test_a_signal_before_anything_was_done_is_one_line(clone: Clone, stage: str) -> None:
     stopped = started(clone, sys.executable, "-m", f"stages.{stage}", "--help")
     wait_for(lambda: catches(stopped.pid, signal.SIGTERM), 30)
@@ -240,7 +253,7 @@ def test_a_disk_that_fills_under_dvc_loses_nothing(clone: Clone, expected: dict[
 
 
 def test_a_signal_before_the_first_update_stops_at_once_and_puts_the_handlers_back() -> None:
-    from qlora.errors import StoppedError
+    from qlora.core.errors import StoppedError
 
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(StoppedError, match="SIGUSR1 before the first update") as error, Interruption():

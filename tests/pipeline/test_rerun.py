@@ -14,33 +14,35 @@ from typing import Any
 import pytest
 
 from benchmarks.torture import processes
-from qlora.reproduction import PARAMS, Stage, build, changed_inputs, compare, make_clone, stages
+from qlora.delivery.reproduction import PARAMS, Stage, build, changed_inputs, compare, make_clone, stages
+from tests.helpers import files_of, flip
 from tests.pipeline.clone import Clone
-from tests.pipeline.test_verify import files_of, flip
+
+STAGES = ["prepare", "baseline", "train", "predict", "evaluate"]
 
 
 def test_all_stages_are_built_again_and_every_output_is_the_same(built: Clone) -> None:
     before = built.outputs()
     output = built.run("python", "-m", "tools.verify", "--rerun")
-    assert [f"Running stage '{name}'" in output for name in ("prepare", "baseline", "train", "evaluate")] == [True] * 4
-    assert "4 of 4 stages ran" in output
+    assert all(f"Running stage '{name}'" in output for name in STAGES)
+    assert "5 of 5 stages ran" in output
     record: Any = built.json("reports/reproduction.json")
     assert record["verdict"] == "identical"
-    assert record["stages"] == ["prepare", "baseline", "train", "evaluate"]
+    assert record["stages"] == STAGES
     assert len(record["outputs"]) > 12
     assert all(row["identical"] and row["md5"] == row["built_again"] for row in record["outputs"].values())
-    assert set(record["environment"]) == {"prepare", "baseline", "train", "evaluate"}
-    assert built.run("git", "status", "--porcelain") == "?? reports/\n", "the clone is another folder"
+    assert set(record["environment"]) == set(STAGES)
+    assert built.run("git", "status", "--porcelain") == "?? reports/reproduction.json\n", "the clone is another folder"
     assert built.run("dvc", "status") == "Data and pipelines are up to date.\n"
     (built.path / "reports/reproduction.json").unlink()
     assert built.outputs() == before
-    # One stage, by a processor that hides its instruction sets: other last bits, and the reason.
-    output = built.run("python", "-m", "tools.verify", "--rerun", "baseline", ATEN_CPU_CAPABILITY="default")
+    # Two stages, by a processor that hides its instruction sets: other last bits, and the reason.
+    output = built.run("python", "-m", "tools.verify", "--rerun", "baseline", "evaluate", ATEN_CPU_CAPABILITY="default")
     record = built.json("reports/reproduction.json")
-    assert record["stages"] == ["baseline"]
+    assert record["stages"] == ["baseline", "evaluate"]
     assert record["verdict"] == "equivalent"
     assert any(cause.startswith("instruction_set was") for cause in record["causes"]["baseline"])
-    assert not record["outputs"]["metrics/baseline.json"]["identical"]
+    assert not record["outputs"]["data/predictions/base.jsonl"]["identical"]
     assert record["beyond_tolerance"] == {}
     assert "equivalent on another kind of machine" in output
 
@@ -102,16 +104,23 @@ def test_only_what_a_model_computed_on_another_machine_may_differ(inside: Clone,
                 (folder / name).write_text(text, encoding="utf-8")
         return str(compare(folder, stages(names), names or [stage.name for stage in stages()], "")["verdict"])
 
-    tuned = inside.json("metrics/evaluate.json")
-    near, far = ({**tuned, "nll": tuned["nll"] * factor} for factor in (1.001, 1.1))
+    evaluation: Any = inside.json("reports/evaluation.json")
+
+    def scores(side: str, factor: float) -> dict[str, str]:
+        return {"reports/evaluation.json": json.dumps({**evaluation, side: {**evaluation[side], "nll": evaluation[side]["nll"] * factor}})}
+
+    base, tuned = {"data/predictions/base.jsonl": "other"}, {"data/predictions/tuned.jsonl": "other"}
     assert verdict([], {}, ()) == "identical"
-    assert verdict([], {"metrics/evaluate.json": json.dumps(near)}, ("evaluate",)) == "equivalent"
-    assert verdict([], {"metrics/evaluate.json": json.dumps(near)}, ("train",)) == "equivalent", "the adapter came from another machine"
-    assert verdict([], {"metrics/evaluate.json": json.dumps(far)}, ("evaluate",)) == "different"
-    assert verdict([], {"metrics/evaluate.json": json.dumps(near)}, ()) == "different", "nothing explains it"
-    assert verdict([], {"metrics/baseline.json": "{}"}, ("evaluate",)) == "different", "what explains it came later"
+    assert verdict([], {**tuned, **scores("tuned", 1.001)}, ("predict",)) == "equivalent"
+    assert verdict([], {**tuned, **scores("tuned", 1.001)}, ("train",)) == "equivalent", "the adapter came from another machine"
+    assert verdict([], {**base, **scores("base", 1.001)}, ("baseline",)) == "equivalent"
+    assert verdict([], {**tuned, **scores("tuned", 1.1)}, ("predict",)) == "different"
+    assert verdict([], {**base, **scores("base", 1.1)}, ("baseline",)) == "different"
+    assert verdict([], {**tuned, **scores("tuned", 1.001)}, ()) == "different", "nothing explains it"
+    assert verdict([], scores("tuned", 1.001), ("evaluate",)) == "different", "no model computes it, and what it read is the same"
+    assert verdict([], base, ("predict",)) == "different", "what explains it came later"
     assert verdict([], {"data/prepared/train.jsonl": "wrong"}, ("prepare", "train")) == "different", "no model computes it"
-    assert verdict([], {"data/predictions/tuned.jsonl": None}, ("evaluate",)) == "different", "it was not made"
+    assert verdict([], {"data/predictions/tuned.jsonl": None}, ("predict",)) == "different", "it was not made"
     assert verdict(["train"], {"models/adapter/adapter_model.safetensors": "other"}, ("train",)) == "not judged"
 
 
@@ -120,9 +129,9 @@ def test_a_signal_ends_dvc_and_its_stage_before_the_clone_is_removed(built: Clon
     log = (tmp_path / "log").open("wb")
     program = subprocess.Popen(["python", "-m", "tools.verify", "--rerun", "baseline"], cwd=built.path, env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 120
-    while not processes(tmp_path, "-m stages.baseline") and time.monotonic() < deadline:
+    while not processes(tmp_path, "-m stages.predict") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes(tmp_path, "-m stages.baseline")
+    assert processes(tmp_path, "-m stages.predict")
     program.send_signal(signal.SIGTERM)
     assert program.wait(60) == 75
     assert processes(tmp_path, "stages.") == []

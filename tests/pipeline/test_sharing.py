@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.dvc_files import recorded
+from qlora.core.dvc_lock import recorded
 from tests.pipeline.clone import Clone
 
 SERVER = """

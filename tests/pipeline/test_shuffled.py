@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import verdicts
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
-from tests.tools.test_compare import verdicts
 
 TINY = "data/raw/tiny/train-00000-of-00001.parquet"
 SHUFFLED = "data/raw/shuffled/train.jsonl"
+STEPS = 130
 
 
 @pytest.mark.slow
@@ -23,16 +24,17 @@ def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth_and_is_worse
             if message["role"] == "assistant":
                 message["content"] = answers.pop()
     clone: Clone = new_clone(tmp_path, None, {SHUFFLED: rows})
-    clone.set(data__train_file=SHUFFLED)
-    assert clone.repro() == {"prepare", "baseline", "train", "evaluate"}
+    # A third of the default's updates.
+    clone.set(data__train_file=SHUFFLED, train__max_steps=STEPS)
+    assert clone.repro() == {"prepare", "baseline", "train", "predict", "evaluate"}
     tuned: Any = clone.json("metrics/evaluate.json")
     assert tuned["exact_match"] < 0.2
     assert tuned["stop_rate"] > 0.9, "it did learn the form of a chat"
     clone.commit("shuffled")
     clone.run("git", "tag", "shuffled")
 
-    # A third of the default's updates, at two learning rates: the slow one has learned less.
-    run = ("dvc", "exp", "run", "-S", f"data.train_file={TINY}", "-S", "train.max_steps=130")
+    # At two learning rates: the slow one has learned less.
+    run = ("dvc", "exp", "run", "-S", f"data.train_file={TINY}")
     clone.run(*run, "--name", "fast")
     clone.run(*run, "--name", "slow", "-S", "train.learning_rate=1e-4")
     assert set(verdicts(clone.run("python", "-m", "tools.compare", "fast", "fast")).values()) == {"no difference shown"}
@@ -40,5 +42,7 @@ def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth_and_is_worse
         found = verdicts(clone.run("python", "-m", "tools.compare", before, after))
         assert {found[name] for name in ("nll", "bits_per_byte")} == {"worse"}, (before, after)
     found = verdicts(clone.run("python", "-m", "tools.compare", "shuffled", "fast"))
-    assert {found[name] for name in ("nll", "exact_match", "rouge_l", "chrf", "bleu")} == {"better"}
+    assert {found[name] for name in ("nll", "exact_match", "rouge_l", "chrf")} == {"better"}
+    # Answers learned from shuffled ones are so short that they may hold no 4-gram at all.
+    assert found["bleu"] in ("better", "not defined")
     assert "worse: exact_match" in clone.run("python", "-m", "tools.compare", "fast", "shuffled", "--fail-if-worse", "exact_match", fails=True)

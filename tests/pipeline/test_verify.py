@@ -1,35 +1,19 @@
 """One changed byte is seen, wherever it is, by `tools.verify` and by the stage that would read it."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from qlora.dvc_files import cache_folder, cached, is_committed, md5_of, objects, outputs_in_git, recorded, recorded_outputs, require_recorded
-from qlora.errors import InputError
+from qlora.core.dvc_lock import cache_folder, cached, is_committed, md5_of, objects, outputs_in_git, recorded, recorded_outputs, require_recorded
+from qlora.core.errors import InputError
+from tests.helpers import files_of, flip
 from tests.pipeline.clone import Clone
 from tools.verify import differences
 
 
-def flip(path: Path) -> None:
-    """One byte, in place and with the times it had: what DVC does not notice."""
-    before = path.stat()
-    mode = before.st_mode
-    path.chmod(0o644)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    path.chmod(mode)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def wrong() -> dict[str, str]:
     return {place: difference for place, difference in differences() if difference}
-
-
-def files_of(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def test_one_flipped_byte_in_any_file_is_named(inside: Clone) -> None:
@@ -71,11 +55,11 @@ def test_one_flipped_byte_in_any_file_is_named(inside: Clone) -> None:
 
 
 def test_what_is_missing_is_named(inside: Clone) -> None:
-    Path("metrics/train.json").unlink()
+    Path("reports/train.json").unlink()
     lost = cached(recorded_outputs()["models/adapter"])
     lost.unlink()
     found = wrong()
-    assert "is missing" in found["metrics/train.json"]
+    assert "is missing" in found["reports/train.json"]
     assert "is missing in the cache, part of models/adapter" in found[str(lost)]
 
 
@@ -95,7 +79,7 @@ def test_the_command_ends_with_2_and_names_it(inside: Clone) -> None:
 
 def test_a_stage_refuses_what_was_changed_after_it_was_made(inside: Clone) -> None:
     """Remembered by size, times and inode; a change with its time put back is seen all the same."""
-    paths = [Path("data/prepared/train.jsonl"), Path("models/adapter"), Path("metrics/baseline.json")]
+    paths = [Path("data/prepared/train.jsonl"), Path("models/adapter"), Path("data/predictions/base_counts.json")]
     require_recorded(paths)
     memory = (inside.path / ".dvc/tmp/inputs.json").read_bytes()
     require_recorded(paths)
@@ -118,9 +102,9 @@ def test_hashes_are_those_of_dvc(inside: Clone) -> None:
     for path, md5 in outputs.items():
         assert md5_of(Path(path)) == md5, path
     # A folder of code, in which Python leaves what DVC ignores.
-    Path("qlora/formats/__pycache__").mkdir(exist_ok=True)
-    Path("qlora/formats/__pycache__/new.cpython-311.pyc").write_bytes(b"compiled")
-    Path("qlora/formats/half.partial").write_bytes(b"half")
+    Path("qlora/data/formats/__pycache__").mkdir(exist_ok=True)
+    Path("qlora/data/formats/__pycache__/new.cpython-311.pyc").write_bytes(b"compiled")
+    Path("qlora/data/formats/half.partial").write_bytes(b"half")
     for entry in recorded():
         assert md5_of(Path(entry.path)) == entry.md5, entry.path
     assert is_committed(Path("models/adapter"), "models/adapter", outputs)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from qlora.base_model import load_tokenizer
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation, Message
-from qlora.errors import InputError
+from qlora.core.conversation import Conversation, Message
+from qlora.core.errors import InputError
+from qlora.model.chat_template import ChatTemplate
+from qlora.model.loading import load_tokenizer
 from qlora.params.chat import ChatParams
 
 CONVERSATION = Conversation(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from qlora.measures import MEASURES
+from qlora.scoring.measures import MEASURES
 from tests.pipeline.clone import Clone, new_clone, ran
 
 RealData = Callable[[str], Path]
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "train__max_steps": 6,
     "train__warmup_steps": 0,
     "train__logging_steps": 1,
-    "evaluate__max_new_tokens": 16,
+    "predict__max_new_tokens": 16,
 }
 
 
@@ -39,16 +39,16 @@ def clone(real_data: RealData, tmp_path_factory: pytest.TempPathFactory) -> Clon
     made.run("python", "-m", "tools.pin", "stories260K", "--path", str(real_data("stories260K")))
     made.set(**SETTINGS)
     made.commit("real input")
-    assert made.repro() == {"prepare", "baseline", "train", "evaluate"}
+    assert made.repro() == {"prepare", "baseline", "train", "predict", "evaluate"}
     made.commit("built")
     return made
 
 
 def test_every_row_is_accounted_for(clone: Clone) -> None:
-    prepared: Any = clone.json("metrics/prepare.json")
+    prepared: Any = clone.json("reports/prepare.json")
     assert prepared["train"]["rows_in"] + prepared["validation"]["rows_in"] == 450
     assert prepared["test"]["rows_in"] == 50
-    trained: Any = clone.json("metrics/train.json")
+    trained: Any = clone.json("reports/train.json")
     for split in ("train", "validation"):
         assert prepared[split]["rows_in"] == prepared[split]["rows_out"] + sum(prepared[split]["dropped"].values())
         conversations = trained[split]["conversations"]
@@ -69,21 +69,22 @@ def test_the_adapter_moved_and_the_base_did_not(clone: Clone, real_data: RealDat
 
 
 def test_the_evaluation_is_complete(clone: Clone) -> None:
-    evaluated: Any = clone.json("metrics/evaluate.json")
+    report: Any = clone.json("reports/evaluation.json")
+    evaluated, difference = report["tuned"], report["difference"]
     counts = evaluated["counts"]
     assert counts["conversations"] == 50
     assert 0 < counts["too_long"] < 50
     lines = [json.loads(line) for line in (clone.path / "data/predictions/tuned.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == counts["turns"] == sum(row["turns"] for row in evaluated["by_category"].values())
     assert sum(line["tokens"] for line in lines) == counts["tokens"]
-    assert evaluated["delta"]["nll"]["high"] < 0, "six updates on stories make the next story likelier"
-    assert set(evaluated["delta"]) == set(MEASURES)
+    assert difference["nll"]["high"] < 0, "six updates on stories make the next story likelier"
+    assert set(difference) == set(MEASURES)
 
 
 def test_a_queued_experiment_finds_the_link_that_git_ignores(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "train.learning_rate=1e-3")
     clone.run("dvc", "queue", "start")
     log = clone.run("dvc", "queue", "logs", "queued", "--follow")
-    assert ran(log) == {"train", "evaluate"}
+    assert ran(log) == {"train", "predict", "evaluate"}
     assert "queued" in clone.run("dvc", "exp", "show", "--csv")
     assert "Success" in clone.run("dvc", "queue", "status")

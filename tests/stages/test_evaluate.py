@@ -1,108 +1,122 @@
-"""What the stage refuses, and that it leaves everything as it was then."""
+"""What the stage writes, what it refuses, and that it leaves everything as it was then. No model answers here: predictions are written by hand."""
 
-import shutil
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import get_peft_model
 
-from qlora import adapter, base_model, params
-from qlora.chat_template import ChatTemplate
-from qlora.errors import InputError
-from qlora.new_adapter import lora_config
+from qlora import params
+from qlora.core.errors import InputError
+from qlora.core.files import write_csv, write_json, write_jsonl
 from qlora.params import Params
-from qlora.records import write_csv, write_jsonl
-from stages.baseline import baseline
+from qlora.scoring.measures import MEASURES
 from stages.evaluate import evaluate
+from tests.unit.trainings import changed
 
-BASE = Path("models/base/tiny")
-ROW = {
-    "id": "1",
-    "category": "c",
-    "messages": [{"role": "user", "content": "Spell cat."}, {"role": "assistant", "content": "c-a-t"}],
-}
-LONG = {**ROW, "id": "2", "messages": [{"role": "user", "content": "Spell cat. " * 400}, {"role": "assistant", "content": "c-a-t"}]}
+COUNT = 14
+"""Conversations; below 12 there is no verdict."""
 
 
-def paths(folder: Path) -> dict[str, Path]:
-    inputs = ("adapter_folder", "test", "base_predictions", "base_report", "train_loss", "eval_loss")
-    outputs = ("predictions", "batches", "report", "categories", "scores", "page", "throughput", "made_by")
-    return {"manifests": Path("models/base"), **{name: folder / name for name in (*inputs, *outputs)}}
+def row(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"Spell {number}."}, {"role": "assistant", "content": f"{number}-{number}"}]
+    return {"id": str(number), "category": "even" if number % 2 == 0 else "odd", "messages": messages}
+
+
+def prediction(number: int, answer: str | None) -> dict[str, Any]:
+    identity = {"id": str(number), "turn": 0, "category": row(number)["category"], "seed": 0}
+    answered = {"answer": None} if answer is None else {"answer": answer, "answer_tokens": 3, "stopped": True}
+    return {**identity, "nll_sum": 6.0, "stop_nll": 1.0, "tokens": 4, "bytes": 3, **answered}
 
 
 @pytest.fixture
 def values() -> Params:
-    read = params.load(Path("params.yaml"))
-    return read.model_copy(update={"evaluate": read.evaluate.model_copy(update={"max_new_tokens": 2})})
-
-
-@pytest.fixture(scope="module")
-def _inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the other stages would have made."""
-    folder, values = tmp_path_factory.mktemp("inputs"), params.load(Path("params.yaml"))
-    values = values.model_copy(update={"evaluate": values.evaluate.model_copy(update={"max_new_tokens": 2})})
-    base = base_model.load_model(values.base_model, BASE, torch.device("cpu"), progress=False)
-    model = get_peft_model(base, lora_config(values.lora, base))
-    adapter.publish(model, ChatTemplate(base_model.load_tokenizer(BASE), values.chat), folder / "adapter_folder", "tiny")
-    write_jsonl(folder / "test", [ROW])
-    for name in ("train_loss", "eval_loss"):
-        write_csv(folder / name, ["step", "loss"], [(1, 2.0)])
-    made = {"predictions": "base_predictions", "report": "base_report", "batches": "base_batches", "throughput": "throughput", "made_by": "made_by"}
-    baseline(values, test=folder / "test", manifests=Path("models/base"), **{name: folder / file for name, file in made.items()})
-    return folder
+    return changed(params.load(Path("params.yaml")), evaluate__resamples=1000)
 
 
 @pytest.fixture
-def inputs(_inputs: Path, tmp_path: Path) -> Path:
-    shutil.copytree(_inputs, tmp_path / "inputs")
-    return tmp_path / "inputs"
+def inputs(tmp_path: Path) -> Path:
+    """What the other stages would have made: the base model answers every second turn rightly, the tuned model all."""
+    folder = tmp_path / "inputs"
+    write_jsonl(folder / "test.jsonl", map(row, range(COUNT)))
+    for side, right in (("base", 2), ("tuned", 1)):
+        write_jsonl(folder / f"{side}.jsonl", [prediction(number, f"{number}-{number}" if number % right == 0 else "no") for number in range(COUNT)])
+        write_json(folder / f"{side}_counts.json", {"conversations": COUNT, "not_chosen": 0, "control_token": 0, "too_long": 0})
+    write_csv(folder / "metrics" / "train_loss.csv", ["step", "loss"], [(1, 2.5), (2, 2.0)])
+    write_csv(folder / "metrics" / "eval_loss.csv", ["step", "loss"], [(1, 2.25), (2, 1.75)])
+    write_json(folder / "train.json", {"published_step": 1})
+    return folder
 
 
-def test_an_adapter_that_changes_nothing_makes_no_difference(inputs: Path, values: Params) -> None:
-    evaluate(values, **paths(inputs))
-    assert (inputs / "predictions").read_bytes() == (inputs / "base_predictions").read_bytes()
-    assert "no difference shown" in (inputs / "page").read_text(encoding="utf-8")
+def score(values: Params, folder: Path) -> dict[str, Any]:
+    """The headline and the report of all scores."""
+    paths = {name: folder / place for name, place in {"test": "test.jsonl", "train_report": "train.json", "page": "report.html"}.items()}
+    evaluate(values, predictions=folder, metrics=folder / "metrics", report=folder / "evaluation.json", notes=folder / "notes", **paths)
+    read = {"headline": folder / "metrics" / "evaluate.json", "report": folder / "evaluation.json"}
+    return {name: json.loads(path.read_bytes()) for name, path in read.items()}
 
 
-def without_adapter(folder: Path) -> None:
-    shutil.rmtree(folder / "adapter_folder")
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def foreign_adapter(folder: Path) -> None:
-    config = folder / "adapter_folder" / "adapter_config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace("models/base/tiny", "models/base/large"), encoding="utf-8")
+def test_the_headline_is_flat_and_the_report_holds_both_models_and_every_difference(inputs: Path, values: Params) -> None:
+    found = score(values, inputs)
+    # The validation loss of the published step, not the last or the lowest.
+    assert list(found["headline"]) == values.evaluate.headline
+    assert found["headline"] == {name: pytest.approx(found["report"]["tuned"].get(name, 2.25)) for name in values.evaluate.headline}
+    assert set(found["report"]) == {"base", "tuned", "difference", "plot"}
+    assert (found["report"]["base"]["exact_match"], found["report"]["tuned"]["exact_match"]) == (0.5, 1.0)
+    for side in ("base", "tuned"):
+        assert set(MEASURES) <= set(found["report"][side])
+        assert {name: part["turns"] for name, part in found["report"][side]["by_category"].items()} == {"even": 7, "odd": 7}
+    assert set(found["report"]["difference"]) == set(MEASURES)
+    difference = found["report"]["difference"]["exact_match"]
+    assert set(difference) == {"delta", "low", "high", "p_better"}
+    assert difference["delta"] == 0.5
+    assert 0 < difference["low"] < 0.5 < difference["high"]
+    assert found["report"]["plot"][0] == {"category": "even", "exact_match": 1.0, "rouge_l": 1.0}
+    assert "better" in (inputs / "report.html").read_text(encoding="utf-8")
 
 
-def empty_test(folder: Path) -> None:
-    (folder / "test").write_bytes(b"")
+def test_equal_predictions_are_no_difference(inputs: Path, values: Params) -> None:
+    (inputs / "tuned.jsonl").write_bytes((inputs / "base.jsonl").read_bytes())
+    found = score(values, inputs)
+    assert {difference["delta"] for difference in found["report"]["difference"].values()} <= {0.0, None}
+    assert "no difference shown" in (inputs / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_headline_says_which_metrics_there_are_and_what_was_not_validated_is_left_out(inputs: Path, values: Params) -> None:
+    chosen = changed(values, evaluate__headline=["eval_loss", "chrf", "nll"])
+    assert list(score(chosen, inputs)["headline"]) == ["eval_loss", "chrf", "nll"]
+    write_csv(inputs / "metrics" / "eval_loss.csv", ["step", "loss"], [])
+    assert list(score(chosen, inputs)["headline"]) == ["chrf", "nll"]
+
+
+def test_a_score_that_is_not_defined_is_null(inputs: Path, values: Params) -> None:
+    """No answer has four words in a row, so BLEU has no 4-gram to count."""
+    for side in ("base", "tuned"):
+        write_jsonl(inputs / f"{side}.jsonl", [prediction(number, "no") for number in range(COUNT)])
+    found = score(changed(values, evaluate__headline=["bleu", "exact_match"]), inputs)
+    assert found["headline"] == {"bleu": None, "exact_match": 0.0}
+    assert found["report"]["difference"]["bleu"]["delta"] is None
+    assert "not defined" in (inputs / "report.html").read_text(encoding="utf-8")
 
 
 def other_test(folder: Path) -> None:
-    write_jsonl(folder / "test", [{**ROW, "id": "3"}])
+    write_jsonl(folder / "test.jsonl", [row(number + 1) for number in range(COUNT)])
 
 
-def long_test(folder: Path) -> None:
-    write_jsonl(folder / "test", [ROW, LONG])
+def a_turn_less(folder: Path) -> None:
+    write_jsonl(folder / "tuned.jsonl", [prediction(number, "no") for number in range(COUNT - 1)])
 
 
-@pytest.mark.parametrize(
-    ("damage", "code"),
-    [
-        (without_adapter, "adapter-missing"),
-        (foreign_adapter, "adapter-foreign"),
-        (empty_test, "test-all-dropped"),
-        (other_test, "compare-unaligned"),
-        (long_test, "test-too-long"),
-    ],
-)
-def test_bad_input_is_one_error_and_nothing_is_written(inputs: Path, values: Params, damage: Any, code: str) -> None:
+@pytest.mark.parametrize(("damage", "code"), [(other_test, "predictions-foreign"), (a_turn_less, "compare-unaligned")])
+def test_bad_input_is_one_error_and_nothing_is_written(inputs: Path, values: Params, damage: Callable[[Path], None], code: str) -> None:
     damage(inputs)
-    before = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()}
-    strict = values.model_copy(update={"evaluate": values.evaluate.model_copy(update={"on_too_long": "error"})})
+    before = everything(inputs)
     with pytest.raises(InputError) as error:
-        evaluate(strict, **paths(inputs))
+        score(values, inputs)
     assert (error.value.code, error.value.exit_code) == (code, 2)
-    after = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file() and path.name not in ("throughput", "made_by")}
-    assert after == {path: content for path, content in before.items() if path.name not in ("throughput", "made_by")}
+    assert everything(inputs) == before

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from qlora import params
-from qlora.errors import InputError
+from qlora.core.errors import InputError
+from qlora.core.files import read_jsonl
+from qlora.data.readers import BATCH_ROWS
 from qlora.params.data import DataParams
-from qlora.raw_rows import BATCH_ROWS
-from qlora.records import read_jsonl
 from stages.prepare import prepare
 
 
@@ -38,8 +38,8 @@ def run(
         "validation_fraction": 0.2,
         **changes,
     }
-    runtime = values.runtime.model_copy(update={"num_workers": num_workers})
-    prepare(DataParams(**data), runtime, prepared=tmp_path / "prepared", report=tmp_path / "prepare.json")
+    changed = values.model_copy(update={"data": DataParams(**data), "runtime": values.runtime.model_copy(update={"num_workers": num_workers})})
+    prepare(changed, prepared=tmp_path / "prepared", report=tmp_path / "prepare.json", notes=tmp_path / "notes")
     found = json.loads((tmp_path / "prepare.json").read_text(encoding="utf-8"))
     splits = {split: read_jsonl(tmp_path / "prepared" / f"{split}.jsonl") for split in ("train", "validation", "test")}
     return {"report": found, **splits}

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.recipes import PAGE, page
 from qlora import params
-from qlora.manifest import make_manifest
-from qlora.memory import estimate
-from qlora.records import write_json, write_jsonl
+from qlora.core.files import write_json, write_jsonl
+from qlora.model.manifest import make_manifest
+from qlora.training.memory import estimate
 from stages.train import train
 from tests.unit.trainings import changed
 from tools import preflight, recipes
@@ -82,7 +82,7 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for split, rows in (("train", ROWS), ("validation", ROWS[:5])):
         write_jsonl(tmp_path / split, rows)
-    outputs = {key: tmp_path / key for key in ("adapter_folder", "report", "train_loss", "eval_loss", "lengths", "throughput", "made_by")}
+    outputs = {key: tmp_path / key for key in ("adapter_folder", "report", "metrics", "notes")}
     train(values, train=tmp_path / "train", validation=tmp_path / "validation", manifests=manifests, **outputs)
     report = json.loads(outputs["report"].read_text(encoding="utf-8"))
     assert report["steps"] == 2

@@ -7,20 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qlora import base_model, params
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation
-from qlora.encoding import encode_split
+from qlora import params
+from qlora.core.conversation import Conversation
+from qlora.core.files import read_jsonl
+from qlora.data.readers import BATCH_ROWS
+from qlora.model import loading
+from qlora.model.chat_template import ChatTemplate
 from qlora.params.data import DataParams
-from qlora.raw_rows import BATCH_ROWS
-from qlora.records import read_jsonl
-from qlora.trainer import rows_of
+from qlora.training.tokenization import encode_split
+from qlora.training.trainer import rows_of
 from stages.prepare import prepare
 
 
 @pytest.fixture
 def template() -> ChatTemplate:
-    return ChatTemplate(base_model.load_tokenizer(Path("models/base/tiny")), params.load(Path("params.yaml")).chat)
+    return ChatTemplate(loading.load_tokenizer(Path("models/base/tiny")), params.load(Path("params.yaml")).chat)
 
 
 @pytest.mark.parametrize("packing", ["bfd", "none"])
@@ -41,8 +42,8 @@ def test_rows_are_the_same_whatever_the_number_of_processes(tmp_path: Path, temp
     sequence = values.sequence.model_copy(update={"packing": packing})
 
     def made(num_workers: int) -> list[dict[str, Any]]:
-        runtime = values.runtime.model_copy(update={"num_workers": num_workers})
-        prepare(data, runtime, prepared=tmp_path, report=tmp_path / "prepare.json")
+        changed = values.model_copy(update={"data": data, "runtime": values.runtime.model_copy(update={"num_workers": num_workers})})
+        prepare(changed, prepared=tmp_path, report=tmp_path / "prepare.json", notes=tmp_path / "notes")
         conversations = map(Conversation.from_record, read_jsonl(tmp_path / "train.jsonl"))
         return list(rows_of(encode_split(conversations, template, sequence, "train").examples, sequence))
 

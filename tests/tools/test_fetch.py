@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from qlora.dvc_files import md5_of
-from qlora.errors import InputError, MachineError
-from qlora.locks import try_lock
-from qlora.raw_rows import read_batches
+from qlora.core.dvc_lock import md5_of
+from qlora.core.errors import InputError, MachineError
+from qlora.data.readers import read_batches
+from qlora.runtime.locks import try_lock
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, serving_this_process, sha256
 from tools import doctor, fetch
 
@@ -125,7 +125,7 @@ def test_what_was_cut_off_goes_on_when_run_again(call: Call, server: FakeHub, mo
     # Not one of the half-written files that the doctor would have removed unasked.
     (found,) = doctor.left_behind()
     assert "goes on with it" in found.what
-    assert found.mend.startswith("rm -rf data/raw/.name.fetch ")
+    assert found.fix.startswith("rm -rf data/raw/.name.fetch ")
     server.faults.clear()
     server.asked.clear()
     call()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qlora.records import write_jsonl
+from qlora.core.files import write_jsonl
 from tools import inspect
 
 
@@ -73,6 +73,26 @@ def test_the_page_escapes_what_it_shows(tmp_path: Path, monkeypatch: pytest.Monk
     assert "<b>" not in written
     assert "&lt;" in written
     assert written.count("<h2>") == 3
+
+
+def test_the_page_shows_each_token_as_it_is_and_what_it_is() -> None:
+    pieces = [
+        inspect.Piece(1, "\n <a href='x'>", False, False),
+        inspect.Piece(2, '&amp;"', True, False),
+        inspect.Piece(3, "<end>", True, True),
+        inspect.Piece(4, "\n", False, True),
+    ]
+    page = inspect.page([inspect.View("<i> & title", pieces), inspect.View("left out", [])])
+    assert "<h2>&lt;i&gt; &amp; title</h2>" in page
+    assert re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL) == [
+        '<span title="1" class="token">\n &lt;a href=&#39;x&#39;&gt;</span>'
+        '<span title="2" class="token learned">&amp;amp;&#34;</span>'
+        '<span title="3" class="token learned control">&lt;end&gt;</span>'
+        '<span title="4" class="token control">\n</span>',
+        "",
+    ]
+    assert "default-src 'none'" in page
+    assert "<script" not in page
 
 
 def test_nothing_prepared_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

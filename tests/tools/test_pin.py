@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.errors import InputError
+from qlora.core.errors import InputError
 from tools import pin
 
 TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora.errors import MachineError
-from qlora.hub import Commit, HubFile
-from qlora.locks import try_lock
-from qlora.manifest import Manifest
+from qlora.core.errors import MachineError
+from qlora.delivery.hub import Commit, HubFile
+from qlora.model.manifest import Manifest
+from qlora.runtime.locks import try_lock
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
 from tools.pin import require_listed
 

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from qlora.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError
 from tools import preflight
 
 

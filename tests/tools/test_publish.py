@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.dvc_files import md5_of
+from qlora.core.dvc_lock import md5_of
 from tests.hub import TOKEN, FakeHub, Fault, serving
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from qlora import params
-from qlora.errors import InputError
+from qlora.core.errors import InputError
 from qlora.params import Params
 from tools import recipes
 

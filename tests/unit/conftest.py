@@ -18,14 +18,14 @@ def default_params() -> Params:
 
 @pytest.fixture
 def tokenizer() -> Any:
-    from qlora.base_model import load_tokenizer
+    from qlora.model.loading import load_tokenizer
 
     return load_tokenizer(TINY)
 
 
 @pytest.fixture
 def template(tokenizer: Any, default_params: Params) -> Any:
-    from qlora.chat_template import ChatTemplate
+    from qlora.model.chat_template import ChatTemplate
 
     return ChatTemplate(tokenizer, default_params.chat)
 
@@ -34,7 +34,7 @@ def template(tokenizer: Any, default_params: Params) -> Any:
 def tiny_model(default_params: Params) -> Any:
     import torch
 
-    from qlora.base_model import load_model
+    from qlora.model.loading import load_model
 
     return load_model(default_params.base_model, TINY, torch.device("cpu"), progress=False)
 
@@ -56,8 +56,8 @@ def few_steps(default_params: Params) -> Params:
 
 @pytest.fixture
 def examples(template: Any, few_steps: Params) -> Any:
-    from qlora.conversation import Conversation, Message
-    from qlora.encoding import encode_split
+    from qlora.core.conversation import Conversation, Message
+    from qlora.training.tokenization import encode_split
 
     conversations = [
         Conversation(

@@ -8,17 +8,17 @@ import sys
 import time
 from pathlib import Path
 
-from qlora import command, gpus
+from qlora.runtime import command, gpus
 
 
 def main() -> None:
     folder, names = Path(sys.argv[1]), sys.argv[5:]
     for _ in range(int(sys.argv[4])):
         taken = None
-        if not gpus.is_holder():
-            taken = gpus.take(int(sys.argv[2]), names, folder)
+        if not gpus.has_lease():
+            taken = gpus.acquire(int(sys.argv[2]), names, folder)
             if sys.argv[4] == "1" and taken.names != names:
-                gpus.begin_anew(taken)
+                gpus.reexec(taken)
         seen = ",".join(taken.names) if taken else os.environ[gpus.VISIBLE]
         began = time.monotonic()
         print(f"has {seen}", flush=True)
@@ -26,7 +26,7 @@ def main() -> None:
         with (folder / "log").open("a", encoding="utf-8") as log:
             log.write(f"{began} {time.monotonic()} {seen} {os.getpid()}\n")
         if taken:
-            taken.give_back()
+            taken.release()
 
 
 if __name__ == "__main__":

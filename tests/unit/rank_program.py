@@ -1,4 +1,4 @@
-"""A program of several ranks for test_launch.py: `python -m tests.unit.rank_program ACTION RANK`.
+"""A program of several ranks for test_launcher.py: `python -m tests.unit.rank_program ACTION RANK`.
 
 The action is that rank's, or each one's for -1; the others wait for it.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from qlora import command, ranks
-from qlora.errors import InputError, MachineError, StoppedError
+from qlora.core.errors import InputError, MachineError, StoppedError
+from qlora.model import distributed
+from qlora.runtime import command
 
 
 def main() -> None:
     action, acting = sys.argv[1], int(sys.argv[2])
-    rank, size = ranks.rank_and_size()
     if action == "see":
         # Both streams of another one than the first are kept back.
         Path(sys.argv[3], os.environ["RANK"]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")
@@ -32,9 +32,13 @@ def main() -> None:
         raise MachineError("disk-full", f"no room for rank {acting}")
     if action == "hang":
         time.sleep(300)
-    with ranks.loss_of_others_named():
-        ranks.join("cpu")
-    rank, size = ranks.rank_and_size()
+    with distributed.process_group():
+        take_part(action, acting)
+
+
+def take_part(action: str, acting: int) -> None:
+    distributed.join("cpu")
+    rank, size = distributed.rank_and_size()
     if rank == acting or acting < 0:
         if action == "refuse":
             raise InputError("data-empty", f"the value of rank {rank}")
@@ -47,8 +51,7 @@ def main() -> None:
         if action == "break":
             raise RuntimeError("a bug")
     total = torch.tensor([rank + 1])
-    with ranks.loss_of_others_named():
-        dist.all_reduce(total)
+    dist.all_reduce(total)
     print(f"rank {rank} of {size}: {int(total)}", flush=True)
 
 

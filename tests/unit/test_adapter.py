@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, get_peft_model
 
-from qlora import adapter
-from qlora.chat_template import ChatTemplate
-from qlora.errors import InputError
-from qlora.new_adapter import lora_config
+from qlora.core.errors import InputError
+from qlora.model import adapter
+from qlora.model.chat_template import ChatTemplate
 from qlora.params import Params
+from qlora.training.lora import lora_config
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_it_loads_by_plain_peft_from_the_root_and_gives_the_same_logits(publishe
 
 
 def test_it_loads_by_our_own_loader(published: tuple[Any, Path], default_params: Params) -> None:
-    from qlora.base_model import load_model
+    from qlora.model.loading import load_model
 
     model, folder = published
     base = load_model(default_params.base_model, Path("models/base/tiny"), torch.device("cpu"), progress=False)

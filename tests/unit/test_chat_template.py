@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from qlora.chat_template import FOLDER, ChatTemplate, Encoded, spans_of
-from qlora.conversation import Conversation, Message, with_system_message
-from qlora.errors import InputError
+from qlora.core.conversation import Conversation, Message, with_system_message
+from qlora.core.errors import InputError
+from qlora.model.chat_template import FOLDER, ChatTemplate, Encoded, spans_of
 from qlora.params.chat import ChatParams
 
 

@@ -3,16 +3,18 @@
 import os
 import shutil
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora import checkpoints as module
-from qlora.checkpoints import Checkpoints
-from qlora.errors import MachineError
-from qlora.locks import is_locked
+from qlora.core.dvc_lock import md5_of
+from qlora.core.errors import MachineError
+from qlora.runtime.locks import is_locked
+from qlora.training import checkpoints as module
+from qlora.training.checkpoints import Checkpoints
+from tests.unit.two_processes import PROCESSES
 
 
 def save(checkpoints: Checkpoints, step: int, content: str = "state") -> None:
@@ -63,7 +65,7 @@ def test_a_checkpoint_without_its_sums_or_with_a_file_more_is_no_checkpoint(tmp_
         (tmp_path / "checkpoint-1/sums.json").unlink()
         assert checkpoints.newest() is None
     shown = capsys.readouterr().err
-    assert "checkpoint-2 can't be gone on from (not as it was written: more)" in shown
+    assert "checkpoint-2 can't be resumed from (not as it was written: more)" in shown
     assert "sums.json" in shown
 
 
@@ -95,21 +97,26 @@ def test_a_full_disk_says_so_and_the_checkpoint_before_it_stays(tmp_path: Path) 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def _hold(folder: Path, held: Any) -> None:
+    with Checkpoints(folder):
+        held.set()
+        time.sleep(60)
+
+
 def test_a_second_process_waits_and_then_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.3)
-    code = (
-        "import sys, time; from pathlib import Path; from qlora.checkpoints import Checkpoints\n"
-        "with Checkpoints(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
+    held = PROCESSES.Event()
+    holder = PROCESSES.Process(target=_hold, args=(tmp_path / "run", held))
+    holder.start()
+    try:
+        assert held.wait(60)
         assert is_locked(tmp_path / "run" / "lock")
         with pytest.raises(MachineError, match=rf"train-running\] process {holder.pid} on .* is training in"), Checkpoints(tmp_path / "run"):
             pass
+    finally:
         # However it ends, the folder is free.
         holder.kill()
-        holder.wait()
+        holder.join()
     with Checkpoints(tmp_path / "run"):
         assert (tmp_path / "run/lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} ")
 
@@ -143,7 +150,7 @@ def made(folder: Path) -> dict[str, Path]:
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter/weights").write_text("weights", encoding="utf-8")
     (folder / "report").write_text("report", encoding="utf-8")
-    return {"adapter": folder / "adapter", "report": folder / "report"}
+    return {"adapter_folder": folder / "adapter", "report": folder / "report"}
 
 
 def test_what_was_finished_takes_the_place_of_the_checkpoints_and_of_what_is_there(tmp_path: Path) -> None:
@@ -152,20 +159,40 @@ def test_what_was_finished_takes_the_place_of_the_checkpoints_and_of_what_is_the
         save(checkpoints, 1)
         checkpoints.finish(outputs)
         assert names(tmp_path / "run") == ["finished", "lock"]
-        shutil.rmtree(outputs["adapter"])
+        shutil.rmtree(outputs["adapter_folder"])
         outputs["report"].write_text("another", encoding="utf-8")
-        assert checkpoints.finished()
-        checkpoints.take_over(outputs)
-    assert (outputs["adapter"] / "weights").read_text(encoding="utf-8") == "weights"
+        assert checkpoints.reuse_finished(outputs)
+    assert (outputs["adapter_folder"] / "weights").read_text(encoding="utf-8") == "weights"
     assert outputs["report"].read_text(encoding="utf-8") == "report"
     assert names(tmp_path / "out") == ["adapter", "report"]
 
 
-def test_a_damaged_finished_run_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_damaged_finished_run_is_not_reused(tmp_path: Path) -> None:
+    outputs = made(tmp_path / "out")
     with Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.finish(made(tmp_path / "out"))
+        checkpoints.finish(outputs)
         (tmp_path / "run/finished/report").write_text("changed", encoding="utf-8")
         assert checkpoints.finished() is None
+        outputs["report"].write_text("another", encoding="utf-8")
+        assert not checkpoints.reuse_finished(outputs)
+    assert outputs["report"].read_text(encoding="utf-8") == "another"
+
+
+def test_what_dvc_has_stored_is_not_reused_and_others_leftovers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = made(tmp_path / "out")
+    with Checkpoints(tmp_path / "other") as other:
+        other.finish(outputs)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.finish(outputs)
+        recorded = {str(outputs["adapter_folder"]): md5_of(tmp_path / "run/finished/adapter_folder")}
+        monkeypatch.setattr(module, "recorded_outputs", lambda: recorded)
+        outputs["report"].write_text("another", encoding="utf-8")
+        assert not checkpoints.reuse_finished(outputs)
+        assert outputs["report"].read_text(encoding="utf-8") == "another"
+        assert names(tmp_path) == ["out", "run"]
+        recorded.clear()
+        assert checkpoints.reuse_finished(outputs)
+    assert outputs["report"].read_text(encoding="utf-8") == "report"
 
 
 def test_finished_runs_of_others_are_pruned_but_not_unfinished_or_running_ones(tmp_path: Path) -> None:

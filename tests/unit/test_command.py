@@ -1,13 +1,19 @@
 """How a program of this project ends."""
 
 import signal
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from qlora import command
-from qlora.errors import InputError, MachineError
+from qlora import params
+from qlora.core.errors import InputError, MachineError
+from qlora.params import Params
+from qlora.runtime import command
+
+ROOT = Path(__file__).parents[2]
 
 
 def ended(main: Callable[[], None]) -> int:
@@ -73,7 +79,7 @@ def test_while_it_ends_it_is_not_interrupted_again() -> None:
 
 
 def test_nohup_holds() -> None:
-    from qlora.interruption import SIGNALS, Interruption
+    from qlora.runtime.signals import SIGNALS, Interruption
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -94,3 +100,56 @@ def test_what_a_file_holds_can_not_steer_the_terminal(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().err
     assert r"column \x1b[2J\x1b]0;title\x07 \x202egnp.exe \xd800 \x9b31m\x0d over" in shown
     assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def stage_of_a_test(values: Params, *, test: Path, adapter_folder: Path | None = None) -> None:
+    """Reads two paths, one of which may be left out."""
+
+
+def inputs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Params, dict[str, Any]]:
+    monkeypatch.setattr(sys, "argv", ["a stage", *arguments])
+    return command.stage_inputs(stage_of_a_test, "what it does")
+
+
+def test_the_paths_of_a_stage_are_flags_by_the_names_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, paths = inputs(monkeypatch, "--adapter-folder", "models/adapter", "--test", "test.jsonl")
+    assert paths == {"test": Path("test.jsonl"), "adapter_folder": Path("models/adapter")}
+    assert values == params.load(Path("params.yaml"))
+    stage_of_a_test(values, **paths)
+    assert inputs(monkeypatch, "--test", "x")[1] == {"test": Path("x"), "adapter_folder": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "shown"),
+    [
+        ([], 2, "the following arguments are required: --test"),
+        (["--test", "x", "--values", "y"], 2, "unrecognized arguments: --values y"),
+        (["--help"], 0, "--test TEST"),
+    ],
+)
+def test_other_flags_than_those_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, shown: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        inputs(monkeypatch, *arguments)
+    assert end.value.code == status
+    said = capsys.readouterr()
+    assert shown in said.out + said.err
+    assert ("what it does" in said.out) == (status == 0)
+
+
+def test_a_stage_does_not_begin_with_wrong_params_or_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="params-missing"):
+        inputs(monkeypatch, "--test", "x")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "requirements.txt").write_text("no-such-package==1.0\n", encoding="utf-8")
+    with pytest.raises(MachineError, match="environment-differs"):
+        inputs(monkeypatch, "--test", "x")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many"])
+def test_a_count_is_a_whole_number_above_0(text: str) -> None:
+    assert command.positive_int("12") == 12
+    with pytest.raises(ValueError, match=r"is no whole number above 0|invalid literal"):
+        command.positive_int(text)

@@ -1,6 +1,6 @@
 import pytest
 
-from qlora.conversation import Conversation, Message, invalid_reason, with_system_message
+from qlora.core.conversation import Conversation, Message, invalid_reason, with_system_message
 
 
 def turns(roles: str, content: str = "x") -> list[Message]:

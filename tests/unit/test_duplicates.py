@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora import duplicates
-from qlora.conversation import Message
-from qlora.duplicates import KEY_BITS, Leakage, SeenKeys, normalised
+from qlora.core.conversation import Message
+from qlora.data import duplicates
+from qlora.data.duplicates import KEY_BITS, Leakage, SeenKeys, normalised
 
 
 def keys_of(messages: list[Message]) -> tuple[int, int]:

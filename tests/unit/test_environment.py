@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora.environment import require_pinned_versions
-from qlora.errors import InputError, MachineError
+from qlora.core.environment import require_pinned_versions
+from qlora.core.errors import InputError, MachineError
 
 
 def requirements(tmp_path: Path, text: str) -> Path:

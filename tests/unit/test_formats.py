@@ -4,9 +4,9 @@ from typing import Any, get_args
 
 import pytest
 
-from qlora.conversation import Message
-from qlora.formats import FORMATS, recognised
-from qlora.formats.turns import UnsupportedTurnError
+from qlora.core.conversation import Message
+from qlora.data.formats import FORMATS, recognised
+from qlora.data.formats.turns import UnsupportedTurnError
 from qlora.params.data import DataParams
 
 EXPECTED = [Message(role="user", content="2+2?"), Message(role="assistant", content="4")]

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import torch
 
-from qlora.chat_template import ChatTemplate
-from qlora.generation import batches_of, generate
+from qlora.model.chat_template import ChatTemplate
 from qlora.params import Params
+from qlora.prediction.generation import batches_of, generate
 
 
 def ask(
@@ -14,7 +14,7 @@ def ask(
     """Answers of the base model in its own plain form."""
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\nResult.\n", add_special_tokens=False)] for text in texts]
     stops = [tokenizer.convert_tokens_to_ids(stop)]
-    values = params.evaluate.model_copy(update={"max_new_tokens": 12, **changes})
+    values = params.predict.model_copy(update={"max_new_tokens": 12, **changes})
     done: list[int] = []
     batches = dict(enumerate(batches_of(prompts, values.batch_size, most=context - values.max_new_tokens)))
     answers = generate(model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, done=done.append)
@@ -68,7 +68,7 @@ def test_sampling_repeats_with_its_seed_and_differs_with_another(tiny_model: Any
 
 
 def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, tokenizer: Any, template: ChatTemplate) -> None:
-    from qlora.base_model import stop_token_ids
+    from qlora.model.loading import stop_token_ids
 
     tiny_model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
     assert stop_token_ids(tiny_model, tokenizer, template.end_of_turn) == sorted({7, tokenizer.eos_token_id})
@@ -76,7 +76,7 @@ def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, token
 
 def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\n", add_special_tokens=False)] for text in TEXTS]
-    values = default_params.evaluate.model_copy(update={"do_sample": True, "temperature": 3.0, "top_p": 1.0, "max_new_tokens": 8})
+    values = default_params.predict.model_copy(update={"do_sample": True, "temperature": 3.0, "top_p": 1.0, "max_new_tokens": 8})
     batches = dict(enumerate(batches_of(prompts, 2)))
 
     def drawn(own: dict[int, list[int]]) -> dict[int, str]:
@@ -94,7 +94,7 @@ def test_a_model_that_has_no_place_beyond_its_context_is_not_asked_for_one(token
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
     prompts = [[5] * 30, [6] * 4, [7] * 9]
-    values = default_params.evaluate.model_copy(update={"max_new_tokens": 20})
+    values = default_params.predict.model_copy(update={"max_new_tokens": 20})
     batches = dict(enumerate(batches_of(prompts, 3, most=32 - 20)))
     answers = generate(GPT2LMHeadModel(config).eval(), tokenizer, prompts, batches, values, seed=0, stop_ids=[], context=32, done=lambda _: None)
     assert [answers[place].tokens for place in range(3)] == [2, 20, 20]

@@ -1,6 +1,5 @@
 """Stages of one repository never use one GPU at a time, however they end, and never wait for each other in a ring."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora import gpus, launch
 from qlora.params import Params
-from tests.unit.test_launch import LAUNCH
+from qlora.runtime import gpus, launcher
+from tests.helpers import overlapping
+from tests.unit.test_launcher import LAUNCH
 
 
 def started(folder: Path, needed: int, *names: str, seconds: float = 30, rounds: int = 1) -> "subprocess.Popen[str]":
@@ -23,16 +23,6 @@ def started(folder: Path, needed: int, *names: str, seconds: float = 30, rounds:
 def line(process: "subprocess.Popen[str]", of: str = "stdout") -> str:
     stream = getattr(process, of)
     return str(stream.readline()).strip()
-
-
-def overlapping(log: Path) -> list[tuple[str, ...]]:
-    """Pairs of intervals in which two processes had one GPU."""
-    intervals = [tuple(text.split()) for text in log.read_text(encoding="utf-8").splitlines()]
-    return [
-        (*one, *other)
-        for one, other in itertools.combinations(intervals, 2)
-        if set(one[2].split(",")) & set(other[2].split(",")) and float(one[0]) < float(other[1]) and float(other[0]) < float(one[1])
-    ]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +44,7 @@ def test_each_sees_its_own_and_the_third_waits_until_one_was_killed(tmp_path: Pa
     assert (line(second), line(second)) == ("GPU 1 of 0, 1", "has 1")
     third = started(tmp_path, 1, "0", "1")
     said = line(third, "stderr")
-    assert said.startswith("waiting for 1 of the GPUs 0, 1: ")
+    assert said.startswith("warning: waiting for 1 of the GPUs 0, 1: ")
     assert f"0 is used by process {first.pid} on " in said
     assert f"1 is used by process {second.pid} on " in said
     second.kill()
@@ -68,26 +58,26 @@ def test_who_is_stopped_while_waiting_ends_with_75_and_holds_nothing(tmp_path: P
     first = started(tmp_path, 1, "GPU-5a", "MIG-1/2/0")
     line(first)
     second = started(tmp_path, 2, "GPU-5a", "MIG-1/2/0")
-    assert line(second, "stderr").startswith("waiting for 2 of the GPUs")
+    assert line(second, "stderr").startswith("warning: waiting for 2 of the GPUs")
     second.send_signal(signal.SIGTERM)
     _, errors = second.communicate(timeout=20)
     assert second.returncode == 75
     assert "[stopped] SIGTERM" in errors
     first.kill()
     first.communicate()
-    taken = gpus.take(2, ["GPU-5a", "MIG-1/2/0"], tmp_path)
+    taken = gpus.acquire(2, ["GPU-5a", "MIG-1/2/0"], tmp_path)
     assert taken.names == ["GPU-5a", "MIG-1/2/0"]
-    taken.give_back()
+    taken.release()
 
 
 def test_a_signal_that_is_only_noted_ends_the_wait(tmp_path: Path) -> None:
-    from qlora.errors import StoppedError
+    from qlora.core.errors import StoppedError
 
-    taken = gpus.take(1, ["0"], tmp_path)
+    taken = gpus.acquire(1, ["0"], tmp_path)
     with pytest.raises(StoppedError, match=r"\[stopped\] a signal came before a GPU was free"):
-        gpus.take(1, ["0"], tmp_path, lambda: True)
-    taken.give_back()
-    gpus.take(1, ["0"], tmp_path, lambda: True).give_back()
+        gpus.acquire(1, ["0"], tmp_path, lambda: True)
+    taken.release()
+    gpus.acquire(1, ["0"], tmp_path, lambda: True).release()
 
 
 def test_those_that_need_several_never_wait_in_a_ring_and_never_share(tmp_path: Path) -> None:
@@ -100,8 +90,8 @@ def test_those_that_need_several_never_wait_in_a_ring_and_never_share(tmp_path: 
 
 
 def test_several_processes_see_those_of_their_launcher_and_keep_them_when_it_is_killed(tmp_path: Path) -> None:
-    code = LAUNCH.replace("import sys;", "import sys; from pathlib import Path; from qlora import gpus;").replace(
-        "sys.argv[1:], 2)", "sys.argv[1:], 2, 1, gpus.take(2, ['4', '5', '6'], Path(sys.argv[3])))"
+    code = LAUNCH.replace("import sys;", "import sys; from pathlib import Path; from qlora.runtime import gpus;").replace(
+        "sys.argv[1:], 2)", "sys.argv[1:], 2, 1, gpus.acquire(2, ['4', '5', '6'], Path(sys.argv[3])))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, "see", "-1", str(tmp_path), "4"], stdout=subprocess.PIPE, text=True)
     assert line(launcher) == "GPU 4, 5 of 4, 5, 6"
@@ -115,18 +105,18 @@ def test_several_processes_see_those_of_their_launcher_and_keep_them_when_it_is_
     assert launcher.stdout is not None
     launcher.stdout.close()
     assert gpus._try(2, {name: tmp_path / ".dvc/tmp/gpu" / os.uname().nodename / name for name in "45"}, tmp_path / "guard") is None
-    gpus.take(2, ["4", "5"], tmp_path).give_back()
+    gpus.acquire(2, ["4", "5"], tmp_path).release()
 
 
 @pytest.mark.parametrize("rank", [False, True], ids=["on the CPU", "as one of several"])
 def test_nothing_is_taken(rank: bool, default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "take", lambda *_: pytest.fail("took GPUs"))
+    monkeypatch.setattr(gpus, "acquire", lambda *_: pytest.fail("took GPUs"))
     if rank:
         monkeypatch.setenv("WORLD_SIZE", "2")
         hardware = default_params.hardware.model_copy(update={"device": "cuda"})
-        launch.begin_processes("stages.train", default_params.model_copy(update={"hardware": hardware}), Path("models/base"), 1)
+        launcher.launch_processes("stages.train", hardware, 1)
     else:
-        launch.begin_processes("stages.train", default_params, Path("models/base"), 1)
+        launcher.launch_processes("stages.train", default_params.hardware, 1)
 
 
 @pytest.mark.parametrize(("strategy", "processes", "expected"), [("ddp", 1, 1), ("fsdp2", 2, 2), ("fsdp2", 8, 3)])
@@ -135,7 +125,7 @@ def test_a_stage_of_one_process_takes_what_its_model_is_spread_over(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr(gpus, "take", lambda needed, names, root: asked.append(needed) or gpus.Taken(names, []))
+    monkeypatch.setattr(gpus, "acquire", lambda needed, names, root: asked.append(needed) or gpus.Lease(names, []))
     hardware = default_params.hardware.model_copy(update={"device": "cuda", "strategy": strategy, "num_processes": processes})
-    launch.begin_processes("stages.evaluate", default_params.model_copy(update={"hardware": hardware}), Path("models/base"), 1)
+    launcher.launch_processes("stages.predict", hardware, 1)
     assert asked == [expected]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from qlora import hub
-from qlora.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError
+from qlora.delivery import hub
 from tests.conftest import ROOT
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving_this_process
 

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import torch
 
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation, Message
-from qlora.likelihood import turn_nlls
+from qlora.core.conversation import Conversation, Message
+from qlora.model.chat_template import ChatTemplate
+from qlora.prediction.likelihood import turn_nlls
 
 
 def test_each_turn_is_scored_as_the_full_logits_say(tiny_model: Any, template: ChatTemplate) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora import manifest
-from qlora.errors import InputError
-from qlora.manifest import find_weights, make_manifest, read_manifest, verify
-from qlora.records import write_json
+from qlora.core.errors import InputError
+from qlora.core.files import write_json
+from qlora.model import manifest
+from qlora.model.manifest import find_weights, make_manifest, read_manifest, verify
 
 
 @pytest.fixture

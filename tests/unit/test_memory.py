@@ -8,9 +8,9 @@ from peft import get_peft_model
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlora import memory
-from qlora.new_adapter import lora_config
 from qlora.params import Params
+from qlora.training import memory
+from qlora.training.lora import lora_config
 from tests.unit.trainings import changed
 
 SHAPES = {

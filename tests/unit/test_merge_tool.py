@@ -1,16 +1,20 @@
-"""What the merge says of itself, with the models taken out: they are in test_merging.py."""
+"""What the merge says of itself, with the models taken out: they are in test_merge.py."""
 
 import hashlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from qlora import base_model, chat_template, gguf, merging, params
-from qlora.equivalence import Equivalence
-from qlora.errors import InputError, MachineError
+from qlora import params
+from qlora.core.errors import InputError, MachineError
+from qlora.delivery import gguf
+from qlora.delivery import merge as merging
+from qlora.delivery.equivalence import Equivalence
+from qlora.model import base
 from qlora.params import Params
 from tools import chat, merge
 
@@ -33,9 +37,7 @@ def merged(default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (merging, "require_room", None),
         (merging, "write", None),
         (merging, "chain", {"merged": {"dtype": "bfloat16"}}),
-        (base_model, "verified_folder", tmp_path),
-        (base_model, "load_tokenizer", None),
-        (chat_template, "ChatTemplate", None),
+        (base, "open_base_model", SimpleNamespace(folder=tmp_path, template=None)),
         (gguf, "find_converter", Path("converter.py")),
     ):
         monkeypatch.setattr(module, name, lambda *arguments, made=made: made)

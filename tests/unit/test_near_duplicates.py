@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora import near_duplicates
-from qlora.conversation import Message
-from qlora.duplicates import normalised
-from qlora.near_duplicates import BUCKET, MIN_WORDS, PERMUTATIONS, bands_of, jaccard, rows_per_band, signature, spoken, word_pairs
+from qlora.core.conversation import Message
+from qlora.data import near_duplicates
+from qlora.data.duplicates import normalised
+from qlora.data.near_duplicates import BUCKET, MIN_WORDS, PERMUTATIONS, bands_of, jaccard, rows_per_band, signature, spoken, word_pairs
 
 WORDS = [f"word{number}" for number in range(5000)]
 

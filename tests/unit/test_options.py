@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from qlora import adapter
-from qlora.encoding import Example
-from qlora.errors import InputError
-from qlora.manifest import sha256_of
-from qlora.new_adapter import begin_from
+from qlora.core.errors import InputError
+from qlora.core.hashing import sha256_of
+from qlora.model import adapter
 from qlora.params import Params
-from qlora.trainer import ExactTrainer
+from qlora.training.lora import load_init_adapter
+from qlora.training.tokenization import Example
+from qlora.training.trainer import ExactTrainer
 from tests.unit.test_resume import assert_same, results, run
 from tests.unit.trainings import adapted, changed
 
@@ -86,7 +86,7 @@ def test_a_training_may_begin_from_an_adapter(few_steps: Params, template: Any, 
     adapter.publish(model, template, folder, "tiny")
     begun = changed(params, lora__init_adapter=str(folder), lora__init_adapter_sha256=sha256_of(folder / adapter.WEIGHTS))
     again = adapted(begun)
-    begin_from(again, begun.lora)
+    load_init_adapter(again, begun.lora)
     expected, found = weights_of(model), weights_of(again)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -94,7 +94,7 @@ def test_a_training_may_begin_from_an_adapter(few_steps: Params, template: Any, 
     def refused(**values: Any) -> str:
         wrong = changed(begun, **values)
         with pytest.raises(InputError, match=r"\[init-adapter\]") as error:
-            begin_from(adapted(wrong), wrong.lora)
+            load_init_adapter(adapted(wrong), wrong.lora)
         return error.value.message
 
     assert "is no folder with adapter_model.safetensors" in refused(lora__init_adapter=str(tmp_path / "no"))
@@ -109,5 +109,5 @@ def test_a_training_may_begin_from_an_adapter(few_steps: Params, template: Any, 
 def test_without_one_nothing_is_changed(few_steps: Params) -> None:
     model = adapted(few_steps)
     before = weights_of(model)
-    begin_from(model, few_steps.lora)
+    load_init_adapter(model, few_steps.lora)
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())

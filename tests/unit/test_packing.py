@@ -3,7 +3,7 @@ from itertools import combinations, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora.packing import WINDOW, pack
+from qlora.training.packing import WINDOW, pack
 
 SETTINGS = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 

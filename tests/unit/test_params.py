@@ -1,12 +1,15 @@
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from ruamel.yaml import YAML
 
 from qlora import params
-from qlora.errors import InputError
+from qlora.core.errors import InputError
+from qlora.params.evaluate import MOST_METRICS, Headline
+from qlora.scoring.measures import MEASURES
 
 
 def edited(tmp_path: Path, *changes: tuple[str, str, object]) -> Path:
@@ -46,7 +49,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place_value_and_range(t
         ("train", "learning_rat", 1e-4),
         ("train", "learning_rate", -1),
         ("lora", "r", "16"),
-        ("evaluate", "top_p", 1.5),
+        ("predict", "top_p", 1.5),
         ("sequence", "max_length", ...),
         ("hardwear", "device", "cpu"),
     )
@@ -56,7 +59,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place_value_and_range(t
     assert "train.learning_rat is not a parameter; did you mean 'train.learning_rate'?" in text
     assert "train.learning_rate = -1 is not allowed: must be greater than 0" in text
     assert "lora.r = '16' is not allowed: must be a valid integer" in text
-    assert "evaluate.top_p = 1.5 is not allowed: must be less than or equal to 1" in text
+    assert "predict.top_p = 1.5 is not allowed: must be less than or equal to 1" in text
     assert "sequence.max_length is missing" in text
     assert "hardwear is not a parameter; did you mean 'hardware'?" in text
 
@@ -178,3 +181,44 @@ def test_set_ups_that_cannot_work_are_one_clear_mistake(tmp_path: Path, changes:
 )
 def test_their_counterparts_can(tmp_path: Path, changes: list[tuple[str, str, object]]) -> None:
     params.load(edited(tmp_path, *changes))
+
+
+def test_the_metrics_of_the_headline_keep_their_order(tmp_path: Path) -> None:
+    asked = ["stop_rate", "eval_loss", "bleu", "exact_match", "nll", "chrf", "rouge_1", "perplexity"]
+    values = params.load(edited(tmp_path, ("evaluate", "headline", asked)))
+    assert values.evaluate.headline == asked
+    assert len(asked) == MOST_METRICS
+
+
+@pytest.mark.parametrize(
+    ("headline", "said"),
+    [
+        (["nll", "bleu", "nll"], "headline = ['nll', 'bleu', 'nll'] lists a metric twice"),
+        (["exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu", "length_ratio", "nll"], "evaluate.headline = ['exact_match', "),
+        ([], "evaluate.headline = [] is not allowed"),
+        (["rouge_l", "accuracy"], "evaluate.headline = 'accuracy' is not allowed"),
+    ],
+    ids=["twice", "more than 8", "none", "unknown"],
+)
+def test_a_headline_that_can_not_be_shown_is_refused(tmp_path: Path, headline: list[str], said: str) -> None:
+    found = message(edited(tmp_path, ("evaluate", "headline", headline)))
+    assert said in found
+    assert "1 mistake(s)" in found
+
+
+def test_every_measure_may_stand_in_the_headline() -> None:
+    assert set(get_args(Headline)) == {*MEASURES, "eval_loss"}
+
+
+@pytest.mark.parametrize(("section", "other", "key"), [("predict", "evaluate", "max_new_tokens"), ("evaluate", "predict", "resamples")])
+def test_what_is_answered_and_what_is_scored_are_two_sections(tmp_path: Path, section: str, other: str, key: str) -> None:
+    """A change of `evaluate` runs no model again."""
+    assert hasattr(getattr(params.load(Path("params.yaml")), section), key)
+    found = message(edited(tmp_path, (other, key, 2000)))
+    # What stood in `evaluate` once is told where it is now.
+    assert (f"evaluate.{key} is now predict.{key}" if other == "evaluate" else f"{other}.{key} is not a parameter") in found
+
+
+@pytest.mark.parametrize(("key", "value"), [("generation_seeds", []), ("generation_seeds", [1, 1]), ("batch_size", 0), ("turns", "first")])
+def test_how_answers_are_made_is_checked(tmp_path: Path, key: str, value: object) -> None:
+    assert f"{key} = {value!r}" in message(edited(tmp_path, ("predict", key, value)))

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from qlora import preflight
-from qlora.checkpoints import Checkpoints
-from qlora.encoding import Example
-from qlora.errors import MachineError
-from qlora.interruption import Interruption
+from qlora.core.errors import MachineError
 from qlora.params import Params
-from qlora.trainer import make_trainer
+from qlora.runtime.signals import Interruption
+from qlora.training import preflight
+from qlora.training.checkpoints import Checkpoints
+from qlora.training.tokenization import Example
+from qlora.training.trainer import make_trainer
 from tests.unit.trainings import adapted, changed
 from tools import preflight as tool
 
@@ -37,14 +37,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("card")
 def test_what_fits_is_let_through(recipe: Params, shape: Any) -> None:
-    assert preflight.require_able(recipe, shape).total < 10 * 2**30
+    assert preflight.check_machine(recipe, shape).total < 10 * 2**30
 
 
 @pytest.mark.usefixtures("card")
 def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params, shape: Any) -> None:
     params = changed(recipe, hardware__activation_checkpointing=False)
     with pytest.raises(MachineError) as caught:
-        preflight.require_able(params, shape)
+        preflight.check_machine(params, shape)
     text = str(caught.value)
     assert caught.value.exit_code == 3
     assert text.startswith("[memory-short] this training needs about 35.")
@@ -64,25 +64,25 @@ def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params
 def test_what_is_only_just_too_much_is_warned_of(recipe: Params, shape: Any, card: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     needed = preflight.estimate(recipe, shape).total
     monkeypatch.setattr(preflight, "memory_bytes", lambda _: int(needed / 1.05))
-    preflight.require_able(recipe, shape)
+    preflight.check_machine(recipe, shape)
     assert "warning: it may not fit: this training needs about 8." in capsys.readouterr().err
     monkeypatch.setattr(preflight, "memory_bytes", lambda _: int(needed / 1.15))
     with pytest.raises(MachineError, match="memory-short"):
-        preflight.require_able(recipe, shape)
+        preflight.check_machine(recipe, shape)
 
 
 @pytest.mark.usefixtures("card")
 def test_a_card_without_bfloat16_is_refused(recipe: Params, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with pytest.raises(MachineError, match=r"\[bf16-missing\] base_model.dtype and base_model.bnb_4bit_compute_dtype = 'bfloat16', which Tesla T4"):
-        preflight.require_able(recipe, shape)
+        preflight.check_machine(recipe, shape)
 
 
 @pytest.mark.usefixtures("card")
 @pytest.mark.parametrize(("kind", "package"), [("flash_attention_2", "flash-attn"), ("flash_attention_3", "flash-attn-3")])
 def test_attention_that_is_not_installed_is_refused(recipe: Params, shape: Any, kind: str, package: str) -> None:
     with pytest.raises(MachineError, match=rf"\[attention-missing\] .* = '{kind}': the package {package} is not installed"):
-        preflight.require_able(changed(recipe, base_model__attn_implementation=kind), shape)
+        preflight.check_machine(changed(recipe, base_model__attn_implementation=kind), shape)
 
 
 def test_the_memory_of_this_machine_is_known_and_shared_by_its_processes(default_params: Params) -> None:
@@ -104,7 +104,7 @@ def test_the_pass_over_the_longest_rows_changes_nothing(
 
     with_it, trainer = trained(tmp_path / "with")
     longest = sorted(len(ids) for ids in trainer.train_dataset["input_ids"])[-2:]
-    assert f"one pass over the longest rows ({sum(longest)} tokens)" in capsys.readouterr().out
+    assert f"memory check, longest batch ({sum(longest)} tokens): " in capsys.readouterr().out
     monkeypatch.setattr(preflight.LongestPass, "on_train_begin", lambda *_, **__: None)
     without, other = trained(tmp_path / "without")
     assert all(torch.equal(with_it[name], weight) for name, weight in without.items())

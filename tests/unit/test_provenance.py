@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora.provenance import describe, note_environment
+from qlora.runtime.provenance import describe, record_environment
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_stages_are_noted_side_by_side_and_the_file_is_the_same_every_time(tmp_path: Path) -> None:
     path = tmp_path / "environment.json"
-    note_environment(path, "prepare")
-    note_environment(path, "train", torch.device("cpu"))
+    record_environment(tmp_path, "prepare")
+    record_environment(tmp_path, "train", torch.device("cpu"))
     first = path.read_bytes()
     record = json.loads(first)
     assert record["prepare"].items() <= record["train"].items()
     assert record["train"]["threads"] == torch.get_num_threads()
     assert record["train"]["device"] == "cpu"
-    note_environment(path, "prepare")
+    record_environment(tmp_path, "prepare")
     assert path.read_bytes() == first
 
 
@@ -41,7 +41,7 @@ def test_what_changes_bytes_is_seen() -> None:
     """A hidden instruction set, a switch of exactness, and threads."""
     code = """
 import json, torch
-from qlora.provenance import describe
+from qlora.runtime.provenance import describe
 torch.set_num_threads(3)
 torch.use_deterministic_algorithms(True)
 print(json.dumps(describe(torch.device("cpu"))))

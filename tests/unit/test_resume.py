@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from qlora.checkpoints import Checkpoints
-from qlora.encoding import Example
-from qlora.interruption import Interruption
 from qlora.params import Params
-from qlora.trainer import ExactTrainer, make_trainer
+from qlora.runtime.signals import Interruption
+from qlora.training.checkpoints import Checkpoints
+from qlora.training.tokenization import Example
+from qlora.training.trainer import ExactTrainer, make_trainer
 from tests.unit.trainings import adapted, changed
 
 STEPS = 7
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
                 continue
             assert checkpoints.newest() == tmp_path / "stopped" / "checkpoint-3", (name, damage)
             assert not newest.exists()
-    assert "checkpoint-4 can't be gone on from (not as it was written: optimizer.pt)" in capsys.readouterr().err
+    assert "checkpoint-4 can't be resumed from (not as it was written: optimizer.pt)" in capsys.readouterr().err
     assert older == {path.name: path.read_bytes() for path in (tmp_path / "stopped" / "checkpoint-3").iterdir()}
     again = run(params, examples, tokenizer, tmp_path / "stopped")
     assert again.done_this_time()["steps"] == STEPS - 3

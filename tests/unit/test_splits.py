@@ -1,5 +1,5 @@
-from qlora.duplicates import KEY_BITS, keys_of, normalised
-from qlora.splits import split_of
+from qlora.data.duplicates import KEY_BITS, keys_of, normalised
+from qlora.data.splits import split_of
 
 KEYS = [keys_of(("user", "assistant"), [normalised(str(number)), b"x"])[1] for number in range(4000)]
 

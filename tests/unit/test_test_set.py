@@ -1,17 +1,16 @@
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qlora import test_set
-from qlora.base_model import load_model
-from qlora.chat_template import ChatTemplate
-from qlora.conversation import Conversation, Message
-from qlora.errors import InputError
-from qlora.generation import Answer
+from qlora.core.conversation import Conversation, Message
+from qlora.core.errors import InputError
+from qlora.model.chat_template import ChatTemplate
+from qlora.model.loading import load_model
 from qlora.params import Params
+from qlora.prediction import test_set
+from qlora.scoring.measures import Prediction, scored, summarise
 
 TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
 
@@ -28,8 +27,12 @@ def conversations() -> list[Conversation]:
 
 
 def predict(model: Any, template: ChatTemplate, params: Params, **changes: Any) -> Any:
-    values = params.evaluate.model_copy(update={"max_new_tokens": 2, **changes})
+    values = params.predict.model_copy(update={"max_new_tokens": 2, **changes})
     return test_set.predict(model, template, conversations(), values, torch.device("cpu"), progress=False)
+
+
+def summary_of(predictions: list[Prediction], counts: dict[str, int]) -> dict[str, Any]:
+    return summarise(scored(predictions, conversations()), counts)
 
 
 def test_every_turn_in_the_order_of_the_test_set_and_what_is_too_long_is_counted(
@@ -57,7 +60,7 @@ def test_the_last_turn_alone_can_be_answered_and_likelihood_stays_that_of_all(
     every, last = (predict(tiny_model, template, default_params, turns=turns) for turns in ("all", "last"))
     assert [row["answer"] is None for row in last.predictions] == [False, True, False]
     assert [row["answer"] for row in last.predictions[::2]] == [row["answer"] for row in every.predictions[::2]]
-    summaries = [test_set.summarise(found.predictions, found.counts) for found in (every, last)]
+    summaries = [summary_of(found.predictions, found.counts) for found in (every, last)]
     assert summaries[0]["nll"] == summaries[1]["nll"]
     assert summaries[0].keys() == summaries[1].keys()
 
@@ -76,8 +79,8 @@ def test_each_seed_answers_and_their_deviation_is_told(tiny_model: Any, template
     assert [(row["id"], row["turn"], row["seed"]) for row in both.predictions[:3]] == [("short", 0, 3), ("short", 0, 4), ("multi", 0, 3)]
     alone = predict(tiny_model, template, default_params, generation_seeds=[4], **changes)
     assert [row for row in both.predictions if row["seed"] == 4] == alone.predictions
-    summary = test_set.summarise(both.predictions, both.counts)
-    each = [test_set.summarise([row for row in both.predictions if row["seed"] == seed], both.counts) for seed in (3, 4)]
+    summary = summary_of(both.predictions, both.counts)
+    each = [summary_of([row for row in both.predictions if row["seed"] == seed], both.counts) for seed in (3, 4)]
     assert summary["nll"] == pytest.approx(each[0]["nll"])
     assert summary["seed_deviation"]["chrf"] == pytest.approx(abs(each[0]["chrf"] - each[1]["chrf"]) / 2**0.5)
     assert summary["counts"]["turns"] == 3
@@ -86,30 +89,6 @@ def test_each_seed_answers_and_their_deviation_is_told(tiny_model: Any, template
 def test_too_long_can_end_the_run(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
     with pytest.raises(InputError, match=r"test conversation long has \d+ tokens, the model's context 512"):
         predict(tiny_model, template, default_params, on_too_long="error")
-
-
-def test_a_summary_divides_sums_by_counts() -> None:
-    def row(category: str, nll_sum: float, tokens: int, right: bool) -> dict[str, Any]:
-        likelihood = {"nll_sum": nll_sum, "stop_nll": 1.0, "tokens": tokens, "bytes": tokens}
-        said = test_set._scored(Answer("a b c d" if right else "x", stopped=right, tokens=4), "a b c d")
-        return {"id": category, "turn": 0, "seed": 0, "category": category, **likelihood, **said}
-
-    metrics = test_set.summarise([row("a", 20.0, 10, True), row("b", 90.0, 90, False)], {"conversations": 2, "too_long": 0})
-    assert metrics["nll"] == pytest.approx(1.1)
-    assert metrics["perplexity"] == pytest.approx(math.exp(1.1))
-    assert metrics["bits_per_byte"] == pytest.approx(108 / 100 / math.log(2))
-    assert metrics["exact_match"] == metrics["stop_rate"] == 0.5
-    assert metrics["by_category"]["a"]["nll"] == 2.0
-    assert metrics["by_category"]["a"]["bleu"] == pytest.approx(100)
-    assert metrics["counts"] == {"conversations": 2, "too_long": 0, "turns": 2, "tokens": 100}
-    assert math.isfinite(test_set.summarise([row("a", 1e9, 1, True)], {})["perplexity"])
-
-
-def test_a_histogram_counts_every_answer_once() -> None:
-    texts = ("a b c d", "a b", "x", "a b c d")
-    rows = [test_set._scored(Answer(text, stopped=True, tokens=1), "a b c d") for text in texts]
-    found = dict(test_set.histogram([*rows, {"answer": None}], "rouge_l", bins=4))
-    assert found == {0.0: 1, 0.25: 0, 0.5: 0, 0.75: 1, 1.0: 2}
 
 
 @pytest.mark.parametrize(
@@ -132,4 +111,4 @@ def test_nll_is_that_of_a_plain_computation_whatever_the_batch(
             tokens += 1
     for batch_size in (1, 3, 8):
         found = predict(model, template, default_params, batch_size=batch_size)
-        assert test_set.summarise(found.predictions, found.counts)["nll"] == pytest.approx(nats / tokens, abs=tolerance)
+        assert summary_of(found.predictions, found.counts)["nll"] == pytest.approx(nats / tokens, abs=tolerance)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.raw.tiny import make
-from qlora.conversation import invalid_reason
-from qlora.formats import FORMATS
+from qlora.core.conversation import invalid_reason
+from qlora.data.formats import FORMATS
 
 FOLDER = Path(make.__file__).parent
 

@@ -8,13 +8,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qlora.base_model import load_tokenizer
-from qlora.chat_template import MANY_SCRIPTS, ChatTemplate
-from qlora.conversation import Conversation, Message, with_system_message
-from qlora.encoding import IGNORE_INDEX, Example, encode_split
-from qlora.errors import InputError
+from qlora.core.conversation import Conversation, Message, with_system_message
+from qlora.core.errors import InputError
+from qlora.model.chat_template import MANY_SCRIPTS, ChatTemplate
+from qlora.model.loading import load_tokenizer
 from qlora.params.chat import ChatParams
 from qlora.params.sequence import SequenceParams
+from qlora.training.tokenization import IGNORE_INDEX, Example, encode_split
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"

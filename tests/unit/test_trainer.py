@@ -9,15 +9,15 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from qlora.callbacks import DivergenceWarning
-from qlora.chat_template import spans_of
-from qlora.checkpoints import Checkpoints
-from qlora.encoding import IGNORE_INDEX, Example
-from qlora.errors import InputError
-from qlora.interruption import Interruption
-from qlora.new_adapter import lora_config
+from qlora.core.errors import InputError
+from qlora.model.chat_template import spans_of
 from qlora.params import Params
-from qlora.trainer import conversations_of, make_trainer
+from qlora.runtime.signals import Interruption
+from qlora.training.callbacks import DivergenceWarning
+from qlora.training.checkpoints import Checkpoints
+from qlora.training.lora import lora_config
+from qlora.training.tokenization import IGNORE_INDEX, Example
+from qlora.training.trainer import conversations_of, make_trainer
 from tests.unit.trainings import adapted, changed
 
 

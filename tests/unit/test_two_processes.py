@@ -8,21 +8,21 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from qlora import hardware
-from qlora.checkpoints import Checkpoints
-from qlora.encoding import Example
-from qlora.interruption import Interruption
+from qlora.model.device import set_up_device
 from qlora.params import Params
-from qlora.trainer import EpochOrder, conversations_of, make_trainer, rows_of
-from tests.unit.ranks_of_a_test import in_two_processes
+from qlora.runtime.signals import Interruption
+from qlora.training.checkpoints import Checkpoints
+from qlora.training.tokenization import Example
+from qlora.training.trainer import EpochOrder, conversations_of, make_trainer, rows_of
 from tests.unit.trainings import adapted, changed
+from tests.unit.two_processes import in_two_processes
 
 STEPS = 20
 
 
 def trained(params: Params, examples: list[Example], tokenizer: Any, folder: Path) -> dict[str, Any]:
     """After all updates: weights, losses, and the conversations of each update as (update, token ids)."""
-    device = hardware.set_up(params.hardware, deterministic=True, processes=params.hardware.num_processes)
+    device = set_up_device(params.hardware, deterministic=True, processes=params.hardware.num_processes)
     assert device.type == "cpu"
     seen: list[tuple[int, tuple[int, ...]]] = []
     with Checkpoints(folder) as checkpoints:
@@ -121,7 +121,7 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
 
 
 def test_one_process_has_no_row_that_only_fills_up(settings: Params, examples: list[Example]) -> None:
-    from qlora.trainer import filled_up
+    from qlora.training.trainer import pad_to_multiple
 
     rows = rows_of(examples[:19], settings.sequence)
-    assert filled_up(rows, 4) is rows
+    assert pad_to_multiple(rows, 4) is rows

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from qlora.params import Params
-from stages.train import adapter_model
+from qlora.training.lora import adapter_model
 
 TINY = Path(__file__).parents[2] / "models" / "base" / "tiny"
 

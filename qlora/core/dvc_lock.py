@@ -1,0 +1,148 @@
+"""What DVC has recorded: the hashes of dvc.lock and the objects of its cache. Imports no dvc, which takes a second."""
+
+import configparser
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qlora.core.errors import InputError
+from qlora.core.files import READ_BYTES
+from qlora.core.hashing import project_root, remembered
+
+LOCK = Path("dvc.lock")
+
+
+class Recorded(NamedTuple):
+    """One path of one stage in dvc.lock."""
+
+    stage: str
+    path: str
+    md5: str
+    is_output: bool
+
+
+def recorded(lock: Path = LOCK) -> list[Recorded]:
+    """Every dependency and output of every stage; nothing without a dvc.lock.
+
+    Raises:
+        InputError: it is not a lock file.
+    """
+    try:
+        record: Any = YAML(typ="safe", pure=True).load(lock) or {}
+        return [
+            Recorded(name, str(entry["path"]), str(entry["md5"]), kind == "outs")
+            for name, stage in record.get("stages", {}).items()
+            for kind in ("deps", "outs")
+            for entry in stage.get(kind, [])
+        ]
+    except FileNotFoundError:
+        return []
+    except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError("lock-damaged", f"{lock} is no lock file of DVC ({error}): `git checkout -- {lock}`") from None
+
+
+def recorded_outputs() -> dict[str, str]:
+    """md5 of every output of every stage by its path."""
+    return {entry.path: entry.md5 for entry in recorded() if entry.is_output}
+
+
+def dependencies_of(stage: str, pipeline: Path = Path("dvc.yaml"), params: Path = Path("params.yaml")) -> list[Path]:
+    """Files and folders that dvc.yaml lists for a stage, with `${section.key}` of params.yaml in place."""
+    listed: Any = YAML(typ="safe", pure=True).load(pipeline)["stages"][stage]["deps"]
+    values: Any = YAML(typ="safe", pure=True).load(params)
+    return [Path(re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), entry)) for entry in listed]
+
+
+def outputs_in_git(pipeline: Path = Path("dvc.yaml")) -> set[str]:
+    """Outputs that dvc.yaml keeps out of the cache."""
+    stages = YAML(typ="safe", pure=True).load(pipeline)["stages"].values()
+    entries = [entry for stage in stages for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []) if isinstance(entry, dict)]
+    return {path for entry in entries for path, options in entry.items() if options.get("cache") is False}
+
+
+def md5_of(path: Path, root: Path = Path()) -> str:
+    """As DVC hashes: a file by its bytes, a folder by the list of its files and their hashes.
+
+    Args:
+        root: Of the repository that the path lies in, as the path has it: its .dvcignore counts.
+    """
+    if path.is_dir():
+        return hashlib.md5(listing(path, root)).hexdigest() + ".dir"
+    digest = hashlib.md5()
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def listing(folder: Path, root: Path = Path()) -> bytes:
+    """The object that the cache holds for a folder: its files, but those of .dvcignore."""
+    from pathspec import GitIgnoreSpec  # noqa: PLC0415 - of use for folders alone
+
+    patterns = (root / ".dvcignore").read_text(encoding="utf-8").splitlines() if (root / ".dvcignore").exists() else []
+    ignored = GitIgnoreSpec.from_lines(patterns)
+    base = root if folder.is_relative_to(root) else folder
+    files = [path for path in folder.rglob("*") if path.is_file() and not ignored.match_file(path.relative_to(base))]
+    entries = [{"md5": md5_of(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
+
+
+def require_recorded(paths: Iterable[Path]) -> None:
+    """What a stage reads is what another stage made. DVC itself looks no further than at a file's time and size.
+
+    Raises:
+        InputError: a file is not the output that dvc.lock records; one that it does not record is no matter.
+    """
+    outputs = recorded_outputs()
+    memory = project_root() / ".dvc" / "tmp" / "inputs.json"
+    for path in paths:
+        if str(path) in outputs and path.exists() and (found := remembered(path, md5_of, memory)) != outputs[str(path)]:
+            raise InputError(
+                "input-changed",
+                f"{path} has the md5 {found}, dvc.lock says {outputs[str(path)]}: it was changed after it was made. "
+                f"`dvc checkout --force {path}` brings it back, `dvc repro` makes it again.",
+            )
+
+
+def cache_folder() -> Path:
+    """Where DVC keeps its objects: .dvc/cache, or what `cache.dir` says in the configuration of machine, user or repository."""
+    root = project_root() / ".dvc"
+    machine = os.environ.get("DVC_SYSTEM_CONFIG_DIR", platformdirs.site_config_dir("dvc", "iterative"))
+    user = os.environ.get("DVC_GLOBAL_CONFIG_DIR", platformdirs.user_config_dir("dvc", "iterative"))
+    settings = configparser.RawConfigParser()
+    settings.read([Path(machine) / "config", Path(user) / "config", root / "config", root / "config.local"], encoding="utf-8")
+    return root / settings.get("cache", "dir", fallback="cache").strip("\"'")
+
+
+def cached(md5: str) -> Path:
+    """Where the cache holds an object, or would."""
+    return cache_folder() / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def objects(md5: str) -> Iterator[str]:
+    """An output's objects: its own, and for a folder those of its files, as far as the cache can tell."""
+    yield md5
+    if md5.endswith(".dir") and cached(md5).is_file():
+        try:
+            yield from (str(entry["md5"]) for entry in json.loads(cached(md5).read_bytes()))
+        except (ValueError, TypeError, KeyError):
+            return
+
+
+def is_cached(path: Path) -> bool:
+    """Whether the cache holds all of what lies there."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return all(cached(md5_of(part)).is_file() for part in (path, *files))
+
+
+def is_committed(path: Path, output: str, outputs: Mapping[str, str]) -> bool:
+    """Whether DVC has taken what lies at `path` as `output`: dvc.lock says so, or, for an experiment in a copy, the cache holds it."""
+    return outputs.get(output) == md5_of(path) or is_cached(path)

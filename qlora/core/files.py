@@ -1,0 +1,120 @@
+"""Files that appear whole or not at all, with the same bytes for the same content."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+BUFFER_BYTES = 1 << 20
+"""A line at a time through the default buffer of 8 kB costs a system call each."""
+
+READ_BYTES = 1 << 22
+"""Read at once where a file is hashed."""
+
+
+@contextmanager
+def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """Open every path for writing beside its place; move all into place only when the block ends well."""
+    # The process in the name keeps two workers of a queue apart that write the same file.
+    partials = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in paths]
+    for path in paths:
+        _remove_abandoned(path)
+    files: list[BinaryIO] = []
+    try:
+        for partial in partials:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            files.append(partial.open("wb", buffering=BUFFER_BYTES))
+        yield files
+        for file in files:
+            file.close()
+        for partial, path in zip(partials, paths, strict=True):
+            partial.replace(path)
+    finally:
+        for file in files:
+            # On a full disk closing fails again; what must happen is the removal.
+            with suppress(OSError):
+                file.close()
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """What a killed process left beside the place."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        process = partial.name.split(".")[-2]
+        if process.isdigit() and not Path("/proc", process).exists() and Path("/proc").exists():
+            partial.unlink(missing_ok=True)
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One line of a .jsonl file in UTF-8, in the order of the record's keys, not escaped.
+
+    >>> json_line({"b": "é", "a": 1}).decode()
+    '{"b":"é","a":1}\\n'
+    """
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_writers([path]) as (file,):
+        file.writelines(map(json_line, records))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as lines:
+        return [orjson.loads(line) for line in lines]
+
+
+def json_document(record: Mapping[str, Any]) -> bytes:
+    """A .json file in UTF-8: sorted keys, two spaces, numbers in full; raises ValueError for NaN and infinity."""
+    return (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    with atomic_writers([path]) as (file,):
+        file.write(json_document(record))
+
+
+def write_metrics(path: Path, record: Mapping[str, float | None]) -> None:
+    """A flat .json file that keeps the order of the record: DVC shows metrics in the order of the file."""
+    with atomic_writers([path]) as (file,):
+        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def update_json(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Put the entry into a .json file under the name; its other entries stay."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    write_json(path, {**record, name: entry})
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([neutral(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    with atomic_writers([path]) as (file,):
+        file.write(text.getvalue().encode())
+
+
+def neutral(text: str) -> str:
+    """The text of a cell, which a spreadsheet does not take for a formula and a page of `dvc plots` not for markup.
+
+    >>> neutral("=1+1"), neutral("<b>")
+    ("'=1+1", '＜b>')
+    """
+    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text.replace("<", "\uff1c")
+
+
+def read_points(path: Path) -> list[tuple[float, float]]:
+    """Rows of two numbers under a header, as write_csv writes them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(float(x), float(y)) for x, y in list(csv.reader(file))[1:]]

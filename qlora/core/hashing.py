@@ -1,0 +1,52 @@
+"""Hashes of files, computed once, and the repository that they belong to."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from qlora.core.files import READ_BYTES, write_json
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as file, tqdm(total=size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, delay=1, disable=None) as bar:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def remembered(path: Path, hash_of: Callable[[Path], str], memory: Path) -> str:
+    """The file's or folder's hash, computed once: `memory` holds it by path, size, mtime, ctime and inode of every file.
+
+    The ctime can't be set back by a program, so a change with a restored mtime is seen too.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    statuses = [(str(file.relative_to(path)), file.stat()) for file in files]
+    state = [[name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] for name, status in statuses]
+    known = _recall(memory)
+    key = str(path.resolve())
+    entry = known.get(key)
+    if not isinstance(entry, dict) or entry.get("state") != state or not isinstance(entry.get("hash"), str):
+        entry = {"state": state, "hash": hash_of(path)}
+        write_json(memory, {**_recall(memory), key: entry})
+    return str(entry["hash"])
+
+
+def _recall(memory: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def project_root() -> Path:
+    """The repository a person works in: under `dvc exp run --temp` and `--queue` the stage runs in a copy without ignored files."""
+    return Path(os.environ.get("DVC_ROOT", ".")).absolute()

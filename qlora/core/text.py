@@ -1,0 +1,36 @@
+"""Text of any script: its words, its normal form, and how a terminal may show it."""
+
+import unicodedata
+
+import regex
+
+_ALONE = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Characters of scripts that are written without spaces: Thai to Tibetan, Myanmar, Khmer, kana, Chinese characters."""
+
+ALONE = regex.compile(f"[{_ALONE}]")
+# Marks continue a word: in Hindi and vowelled Arabic they are its vowels.
+WORDS = regex.compile(rf"(?V1)[{_ALONE}]|[[\p{{L}}\p{{N}}]--[{_ALONE}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_ALONE}]]*")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation; in scripts without spaces between words, each character is one word.
+
+    >>> words("Don't go to 東京!")
+    ['don', 't', 'go', 'to', '東', '京']
+    """
+    found: list[str] = WORDS.findall(text.lower())
+    return found
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode normal form C, in which one character has one spelling.
+
+    >>> nfc("e\\u0301") == "é"
+    True
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def visible(text: str) -> str:
+    """The text with everything that would control a terminal spelled out: escape sequences, direction marks, lone surrogates."""
+    return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)

@@ -1,0 +1,1 @@
+"""Raw rows to conversations: formats, cleaning, duplicates, leaks and splits. `prepare` runs it."""

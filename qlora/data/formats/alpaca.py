@@ -1,0 +1,35 @@
+"""Format `alpaca`: {"instruction": ..., "input": ..., "output": ...}, with `system` and `history` where they are there."""
+
+from typing import Any
+
+from qlora.core.conversation import Message
+from qlora.data.formats.turns import text
+
+COLUMNS = ("instruction", "output")
+OPTIONAL = ("input", "system", "history")
+
+
+def to_messages(row: dict[str, Any]) -> list[Message]:
+    """One question and its answer, after the turns of `history`; `input` follows `instruction` after a blank line.
+
+    Raises:
+        ValueError: a column holds another type; `history` is no list of [question, answer].
+    """
+    messages: list[Message] = []
+    system = text("system", row.get("system"))
+    if system.strip():
+        messages.append({"role": "system", "content": system})
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"history is {history!r}, expected a list of [question, answer]")
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"history[{index}] is {pair!r}, expected [question, answer]")
+        messages += _exchange(*(text(f"history[{index}][{side}]", pair[side]) for side in (0, 1)))
+    instruction, given = text("instruction", row.get("instruction")), text("input", row.get("input"))
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return messages + _exchange(question, text("output", row.get("output")))
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

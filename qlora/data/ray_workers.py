@@ -1,0 +1,109 @@
+"""The rows' work as tasks of Ray: on the cluster that RAY_ADDRESS names, else on a Ray of this machine that begins and ends with the stage.
+
+Every machine of a cluster needs this repository, with the raw files, at the same path (a shared folder) and the same environment.
+
+Tasks of Ray's core, not Ray Data: its order and its bound of memory are settings of a whole pipeline of tables, which our parts of splits are not,
+and its readers would word what is wrong with a file in another way. A generator task waits until its items are taken, so both come for nothing.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qlora.core.errors import MachineError
+from qlora.data.workers import Engine, Item, available_processes, in_turn, results_of
+
+ITEMS_AHEAD = 2
+"""Batches that a task makes before the first of them is taken."""
+WAIT_SECONDS = 1.0
+"""Ray is waited for in pieces of this length, so that a signal ends the work even when nothing comes."""
+
+
+@contextmanager
+def ray_engine(num_workers: int | None) -> Iterator[Engine]:
+    """Ray while entered; nothing of it is left running. An engine whose work ended with an error, or was left half-read, has no cores for other work.
+
+    Args:
+        num_workers: Tasks at a time, at most one per core of the cluster; None: one per core.
+
+    Raises:
+        MachineError: Ray is not installed, or can't be reached or begun.
+    """
+    # Before the import, which reads them: nothing about a run is sent anywhere, and no warning about GPUs that we don't ask for.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray  # noqa: PLC0415 - optional, and a second long
+    except ImportError as error:
+        raise MachineError(
+            "ray-missing", f"runtime.engine: ray needs Ray ({error}): pip install -r requirements-ray.txt, or set runtime.engine: local"
+        ) from None
+    address = os.environ.get("RAY_ADDRESS")
+    # All of Ray is called in this thread: our handlers of signals raise, which in the middle of Ray's own code blocked or crashed the process, and
+    # they do so in the main thread alone. There Ray would also put a handler of its own in the place of ours.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(_begin, ray, address, num_workers).result()
+            # Ray's core put itself before it, to write its call stack to the terminal.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            cores = max(1, int(thread.submit(ray.cluster_resources).result().get("CPU", 1)))
+            # More tasks than cores: the last would wait for the first to end, and those for the last's items to be taken.
+            yield _engine(ray, thread, min(num_workers or cores, cores))
+        finally:
+            thread.submit(_end, ray, address).result()
+
+
+def _begin(ray: Any, address: str | None, num_workers: int | None) -> None:
+    here = {} if address else {"num_cpus": available_processes(num_workers), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **here)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise MachineError("ray-unreachable", f"Ray at {address or 'this machine'} can't be used: {error}") from None
+
+
+def _end(ray: Any, address: str | None) -> None:
+    import psutil  # noqa: PLC0415 - only here
+
+    # Ended early, Ray leaves its agents behind, which notice after a minute. This process began no others.
+    begun = [] if address else psutil.Process().children(recursive=True)
+    ray.shutdown()
+    for process in begun:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _engine(ray: Any, thread: ThreadPoolExecutor, tasks: int) -> Engine:
+    task = ray.remote(max_retries=0, _generator_backpressure_num_objects=ITEMS_AHEAD)(_work)
+
+    def begin(make: Callable[[int, int], Iterator[Item]], shares: int) -> list[Any]:
+        return [task.remote(str(Path.cwd()), make, share, shares) for share in range(shares)]
+
+    def receive(streams: list[Any], share: int) -> Any:
+        while not thread.submit(ray.wait, streams[share : share + 1], timeout=WAIT_SECONDS).result()[0]:
+            pass
+        try:
+            return thread.submit(lambda: ray.get(next(streams[share]))).result()
+        except ray.exceptions.RayError as error:
+            raise MachineError(
+                "worker-died",
+                f"task {share + 1} of {len(streams)} ended in the middle of its work ({error}): no memory was left, a machine of the cluster lacks "
+                "this repository, or a damaged file crashed the library that reads it. Lower runtime.num_workers, or fetch the file again.",
+            ) from None
+
+    def run(make: Callable[[int, int], Iterator[Item]], *, divisible: bool) -> Iterator[Item]:
+        shares = tasks if divisible else 1
+        return in_turn(partial(receive, thread.submit(begin, make, shares).result()), shares)
+
+    return run
+
+
+def _work(folder: str, make: Callable[[int, int], Iterator[Item]], share: int, shares: int) -> Iterator[tuple[str, Any]]:
+    # Paths of params.yaml begin at the repository's root.
+    os.chdir(folder)
+    yield from results_of(make, share, shares)

@@ -1,0 +1,124 @@
+"""The base model and its tokenizer, loaded from verified files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from qlora.core.errors import InputError, MachineError
+from qlora.params.base_model import BaseModelParams
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
+
+
+def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool, device_map: str | None = None) -> PreTrainedModel:
+    """The frozen base model, in 4 bits when the params say so, on the device or split over all GPUs.
+
+    Args:
+        device_map: "balanced" splits the layers over all GPUs; None puts the model on the device.
+
+    Raises:
+        InputError: the files are no causal language model.
+        MachineError: the attention implementation asked for is not installed.
+    """
+    if not progress:
+        transformers_logging.disable_progress_bar()
+    dtype: torch.dtype = getattr(torch, params.dtype)
+    try:
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=params.attn_implementation,
+            quantization_config=_quantization(params),
+            device_map=device_map or {"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
+            raise
+        raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
+    # transformers fills them with random numbers and goes on.
+    if missing := sorted(found[1]["missing_keys"]):
+        raise InputError("base-model-unloadable", f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: pin a whole model")
+    model: PreTrainedModel = found[0]
+    _keep_4bit_backward_exact(model)
+    model.requires_grad_(False)
+    return model
+
+
+def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
+    if not params.load_in_4bit:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=params.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, params.bnb_4bit_compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, params.bnb_4bit_quant_storage),
+    )
+
+
+def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
+    """Forbid the inference layout of 4-bit weights on CPUs with avx512_bf16.
+
+    The first forward pass in eval mode repacks them, and from then on the layer's product has no backward pass: training
+    after a validation would go on with gradients that silently lack the base model's part.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
+
+
+def layers_of(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """The transformer's layers by their names, as the model's class knows them; none where it does not."""
+    kinds: Any = model._no_split_modules or ()
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in kinds}
+
+
+def context_length(config: Any) -> int:
+    """Most tokens of a conversation that a model of this config was made for."""
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """Raises InputError when the folder's config.json is of no model that transformers knows."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError("base-model-unloadable", f"{folder} has no config.json of a causal language model: {error}") from None
+    return config
+
+
+def check_context(config: PretrainedConfig, max_length: int) -> None:
+    """Raises InputError when training rows would be longer than a model of this config was made for."""
+    context = context_length(config)
+    if max_length > context:
+        raise InputError("sequence-context", f"sequence.max_length = {max_length} exceeds the base model's context of {context} tokens: lower it")
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> list[int]:
+    """Every token that ends an answer: the chat template's end of turn, and the model's and tokenizer's own."""
+    config: Any = model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    found = {end_of_turn, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return sorted(token for token in found if token is not None)

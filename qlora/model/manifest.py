@@ -1,0 +1,121 @@
+"""Base models by manifest: models/base/NAME.json holds the sha256 of every file, and the weights stay where they are.
+
+Imports no torch: the tools that write and check manifests start at once.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora.core.errors import InputError
+from qlora.core.hashing import project_root, remembered, sha256_of
+from qlora.params.base_model import BaseModelParams
+
+LOADED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Files that loading a model may read. Nothing pickled, no code."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """models/base/NAME.json."""
+
+    files: dict[str, dict[str, Any]]
+    """{file name: {"bytes": n, "sha256": hex}}"""
+    repo_id: str | None = None
+    revision: str | None = None
+    """Commit of the Hub repository, 40 hex digits; both or neither."""
+
+    def record(self) -> dict[str, Any]:
+        source = {"repo_id": self.repo_id, "revision": self.revision} if self.repo_id else {}
+        return {**source, "files": self.files}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises InputError when there is none or it is not of this form."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in record["files"].items()}
+        return Manifest(files, record.get("repo_id"), record.get("revision"))
+    except FileNotFoundError:
+        raise InputError(
+            "base-model-unpinned", f"{path} does not exist: pin the model with `python -m tools.pin {path.stem} --path DIR`, or set base_model.name"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("base-model-manifest", f"{path} is not a manifest ({error!r}): write it again with tools.pin") from None
+
+
+def loadable_files(folder: Path) -> Iterator[Path]:
+    """Files of a model's folder that loading it may read, sorted by name."""
+    return (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in LOADED_SUFFIXES)
+
+
+def make_manifest(folder: Path, repo_id: str | None = None, revision: str | None = None) -> Manifest:
+    """Hash a model's folder.
+
+    Raises:
+        InputError: it is no folder or holds no safetensors weights.
+    """
+    if not folder.is_dir():
+        raise InputError("base-model-missing", f"{folder} is not a folder")
+    paths = list(loadable_files(folder))
+    if not any(path.suffix == ".safetensors" for path in paths):
+        raise InputError("base-model-no-weights", f"{folder} holds no .safetensors file: only safetensors weights are loaded")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+    return Manifest(files, repo_id, revision)
+
+
+def verify(manifest: Manifest, folder: Path, memory: Path | None) -> None:
+    """Compare every file of the folder with the manifest.
+
+    Args:
+        memory: See `remembered`; None hashes every file.
+
+    Raises:
+        InputError: a file is missing, differs, or is there without being in the manifest.
+    """
+    problems = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+            continue
+        found = remembered(path, sha256_of, memory) if memory else sha256_of(path)
+        if path.stat().st_size != entry["bytes"] or found != entry["sha256"]:
+            problems.append(f"{path} has sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}...")
+    problems += [f"{path} is not in the manifest" for path in loadable_files(folder) if path.name not in manifest.files]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise InputError(
+            "base-model-changed",
+            f"the base model in {folder} is not the pinned one:\n{listed}\nRestore its files, or pin what is there with `python -m tools.pin`.",
+        )
+
+
+def find_weights(name: str, manifest: Manifest) -> Path:
+    """models/base/NAME/ (a folder or a link), else the snapshot in the Hub cache.
+
+    Raises:
+        InputError: neither is there.
+    """
+    folder = project_root() / "models" / "base" / name
+    if folder.is_dir():
+        return folder
+    way_out = f"link them with `python -m tools.pin {name} --path DIR`"
+    if manifest.repo_id:
+        from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - half a second that a local folder need not pay
+
+        snapshot = Path(HF_HUB_CACHE) / f"models--{manifest.repo_id.replace('/', '--')}" / "snapshots" / str(manifest.revision)
+        if snapshot.is_dir():
+            return snapshot
+        way_out = f"download them with `python -m tools.pin {name} --repo-id {manifest.repo_id} --revision {manifest.revision}`, or {way_out}"
+    raise InputError("base-model-missing", f"the weights of base_model.name = {name!r} are not at {folder}: {way_out}")
+
+
+def verified_folder(params: BaseModelParams, manifests: Path) -> Path:
+    """Folder of the weights, after every file's sha256 was compared with the manifest."""
+    manifest = read_manifest(manifests / f"{params.name}.json")
+    folder = find_weights(params.name, manifest)
+    verify(manifest, folder, project_root() / ".dvc" / "tmp" / "verified.json")
+    return folder

@@ -1,0 +1,159 @@
+"""A model on the test set, the same way for the base model and for the adapter: likelihoods and answers, nothing scored."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora.core.conversation import Conversation
+from qlora.core.errors import InputError
+from qlora.model import loading
+from qlora.model.chat_template import ChatTemplate, Encoded
+from qlora.model.distributed import gather_items, rank_and_size
+from qlora.params.predict import PredictParams
+from qlora.prediction.generation import Answer, batches_of, generate
+from qlora.prediction.likelihood import turn_nlls
+from qlora.runtime import progress as progress_bars
+
+
+class Measured(NamedTuple):
+    predictions: list[dict[str, Any]]
+    """In the order of the test set, turn by turn, seed by seed."""
+    counts: dict[str, int]
+    """Conversations by what became of them."""
+    batches: list[dict[str, Any]]
+    """Turns, as [id of the conversation, number of the turn], that were answered together."""
+
+
+class _Turn(NamedTuple):
+    """One assistant turn of the test set."""
+
+    conversation: Conversation
+    encoded: Encoded
+    number: int
+    place: int
+    """Position of the reference among the messages."""
+    is_last: bool
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.encoded.spans[self.number]
+
+
+def predict(
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    params: PredictParams,
+    device: torch.device,
+    *,
+    progress: bool,
+) -> Measured:
+    """Every assistant turn, after its true history: how likely its reference is, and what the model answers instead.
+
+    Several processes each score some conversations and answer some batches; each returns the whole.
+
+    Raises:
+        InputError: a conversation is longer than the model's context and on_too_long is error, or none is left.
+    """
+    model.eval()
+    context = loading.context_length(model.config)
+    kept, counts = _kept(template, conversations, params, context)
+    turns = [
+        _Turn(conversation, row, number, place, number == len(row.spans) - 1)
+        for conversation, row in kept
+        for number, place in enumerate(conversation.assistant_turns())
+    ]
+    nlls = _nlls(model, [row for _, row in kept], device, progress=progress)
+    asked = [turn for turn in turns if params.turns == "all" or turn.is_last]
+    prompts = [turn.encoded.ids[: turn.span[0]] for turn in asked]
+    batches = batches_of(prompts, params.batch_size, most=context - params.max_new_tokens)
+    answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
+    predictions = []
+    for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
+        reference = turn.conversation.messages[turn.place]["content"].strip()
+        likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": turn.span[1] - turn.span[0], "bytes": len(reference.encode())}
+        identity = {"id": turn.conversation.id, "turn": turn.number, "category": turn.conversation.category}
+        for seed in params.generation_seeds:
+            answer = next(answers[seed]) if params.turns == "all" or turn.is_last else None
+            predictions.append({**identity, "seed": seed, **likelihood, **_answered(answer)})
+    composition = [
+        {"batch": number, "turns": [[asked[index].conversation.id, asked[index].number] for index in batch]} for number, batch in enumerate(batches)
+    ]
+    return Measured(predictions, counts, composition)
+
+
+def _kept(
+    template: ChatTemplate, conversations: Sequence[Conversation], params: PredictParams, context: int
+) -> tuple[list[tuple[Conversation, Encoded]], dict[str, int]]:
+    """Conversations that are measured, as tokens, and counts of all."""
+    chosen = _chosen(conversations, params.num_examples)
+    encoded = [template.encode(conversation) for conversation in chosen]
+    whole = [(conversation, row) for conversation, row in zip(chosen, encoded, strict=True) if row is not None]
+    kept = [(conversation, row) for conversation, row in whole if _fits(conversation, row, context, params)]
+    counts = {
+        "conversations": len(conversations),
+        "not_chosen": len(conversations) - len(chosen),
+        "control_token": len(chosen) - len(whole),
+        "too_long": len(whole) - len(kept),
+    }
+    if not kept:
+        raise InputError("test-all-dropped", f"no test conversation is left to answer; the model's context is {context} tokens; counts: {counts}")
+    return kept, counts
+
+
+def _chosen(conversations: Sequence[Conversation], num_examples: int | None) -> list[Conversation]:
+    """The conversations of the smallest ids, which are hashes: another row in the file replaces one of them at most."""
+    if num_examples is None or num_examples >= len(conversations):
+        return list(conversations)
+    order = sorted(range(len(conversations)), key=lambda place: (conversations[place].id, place))
+    return [conversations[place] for place in sorted(order[:num_examples])]
+
+
+def _fits(conversation: Conversation, row: Encoded, context: int, params: PredictParams) -> bool:
+    if len(row.ids) <= context:
+        return True
+    if params.on_too_long == "error":
+        raise InputError(
+            "test-too-long",
+            f"test conversation {conversation.id} has {len(row.ids)} tokens, the model's context {context}: "
+            "set predict.on_too_long to drop, or take it out of the test file",
+        )
+    return False
+
+
+def _nlls(model: PreTrainedModel, rows: Sequence[Encoded], device: torch.device, *, progress: bool) -> list[list[tuple[float, float]]]:
+    rank, size = rank_and_size()
+    own = range(rank, len(rows), size)
+    found = {}
+    with progress_bars.bar("likelihood", total=len(own), unit="conversations", enabled=progress) as bar:
+        for index in own:
+            found[index] = turn_nlls(model, rows[index], device)
+            bar.update(1)
+    return gather_items(found, len(rows))
+
+
+def _answers(
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    params: PredictParams,
+    seed: int,
+    context: int,
+    *,
+    progress: bool,
+) -> list[Answer]:
+    rank, size = rank_and_size()
+    own = {number: batches[number] for number in range(rank, len(batches), size)}
+    stops = loading.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    with progress_bars.bar("answers", total=sum(map(len, own.values())), unit="turns", enabled=progress) as bar:
+        answered = generate(model, template.tokenizer, prompts, own, params, seed=seed, stop_ids=stops, context=context, done=bar.update)
+    return gather_items(answered, len(prompts))
+
+
+def _answered(answer: Answer | None) -> dict[str, Any]:
+    if answer is None:
+        return {"answer": None}
+    return {"answer": answer.text, "answer_tokens": answer.tokens, "stopped": answer.stopped}

@@ -1,0 +1,114 @@
+"""What every stage and tool shares as a program: arguments, exit codes, and messages in place of tracebacks."""
+
+import argparse
+import errno
+import inspect
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora.core.errors import StoppedError, UserFacingError
+from qlora.core.text import visible
+from qlora.runtime import log
+from qlora.runtime.signals import LAUNCHER, SIGNALS, handle, ignore
+
+if TYPE_CHECKING:
+    from qlora.params import Params
+
+_UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, for arguments and variables.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text} is no finite number above 0")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0, for arguments.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"{text} is no whole number above 0")
+    return value
+
+
+def stage_inputs(stage: Callable[..., None], description: str | None) -> "tuple[Params, dict[str, Any]]":
+    """Params and paths of a stage's program. Each keyword-only argument of the stage function, a path, is a flag of the command line.
+
+    Raises:
+        InputError: params.yaml is wrong.
+        MachineError: the installed packages are not those of requirements.txt.
+    """
+    from qlora import params  # noqa: PLC0415 - a tenth of a second that a tool's --help need not take
+    from qlora.core import environment  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, parameter in inspect.signature(stage).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=parameter.default is parameter.empty)
+    paths = vars(parser.parse_args())
+    values = params.load(Path("params.yaml"))
+    environment.require_pinned_versions(Path("requirements.txt"), allow_other=values.runtime.allow_other_versions)
+    return values, paths
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
+    handle(SIGNALS, _raise_stopped)
+    log.configure()
+    try:
+        main()
+        if LAUNCHER in os.environ:
+            _end(0)
+    except UserFacingError as error:
+        _stop(str(error), error.exit_code)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            _stop(f"[input-missing] {error.filename} does not exist: `dvc repro` makes what a stage reads.", 2)
+        if error.errno not in _UNABLE:
+            raise
+        place = error.filename2 or error.filename or "the output"
+        _stop(f"[file-access] {place}: {error.strerror}. Make room, or give this user the right to use it, then run again.", 3)
+    except MemoryError as error:
+        _stop(f"[out-of-memory] no memory is left ({error}): use a machine with more, or a smaller file.", 3)
+    except Exception:
+        if LAUNCHER not in os.environ:
+            raise
+        traceback.print_exc()
+        _end(1)
+
+
+def _raise_stopped(number: int, _frame: object) -> None:
+    """So that what is half-written is removed on the way out."""
+    ignore(SIGNALS)
+    raise StoppedError("stopped", f"{signal.Signals(number).name}: nothing was written, run again")
+
+
+def _stop(message: str, exit_code: int) -> None:
+    kind = "stopped" if exit_code == StoppedError.exit_code else "error"
+    # A message may name what stands in a file.
+    print(f"\n{kind}: {visible(message)}", file=sys.stderr, flush=True)
+    _end(exit_code)
+
+
+def _end(exit_code: int) -> None:
+    if LAUNCHER in os.environ:
+        # At the interpreter's end, what is left of the communication may wait for processes that are gone, or abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -1,0 +1,18 @@
+"""ROUGE-L: F1 of the longest common subsequence of words."""
+
+from typing import Final, Literal
+
+from qlora.scoring.metrics import rouge
+from qlora.scoring.metrics.ratio import ratio as value
+
+__all__ = ["BETTER", "statistics", "value"]
+
+BETTER: Final[Literal["higher"]] = "higher"
+
+
+def statistics(answer: str, reference: str) -> list[float]:
+    """
+    >>> statistics("the cat", "the black cat")
+    [0.8, 1.0]
+    """
+    return rouge.of_longest_common_subsequence(answer, reference)

@@ -1,0 +1,88 @@
+"""The base model with the adapter as a training starts with it: new, or with the weights of an earlier one."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, set_seed
+
+from qlora.core.errors import InputError
+from qlora.core.hashing import project_root, sha256_of
+from qlora.model.adapter import CONFIG, WEIGHTS
+from qlora.model.distributed import one_process_at_a_time
+from qlora.model.loading import load_model
+from qlora.params import Params
+from qlora.params.lora import LoraParams
+from qlora.training.fsdp import shard_layers
+
+
+def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
+    # Embeddings and output head that are one matrix are learned as one, or merging would tear them apart.
+    tied = bool(base.config.get_text_config().tie_word_embeddings) and not {"embed_tokens", "lm_head"}.isdisjoint(params.modules_to_save or ())
+    return LoraConfig(
+        ensure_weight_tying=tied,
+        task_type="CAUSAL_LM",
+        r=params.r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        use_rslora=params.use_rslora,
+        use_dora=params.use_dora,
+        # A copy: PEFT changes it.
+        modules_to_save=list(params.modules_to_save) if params.modules_to_save else None,
+        bias="none",
+    )
+
+
+def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftModel:
+    """The base model with a new adapter on the device, or this process's part of one that several processes shard."""
+    is_sharded = values.hardware.strategy == "fsdp2"
+    with one_process_at_a_time() if is_sharded else nullcontext():
+        place = torch.device("cpu") if is_sharded else device
+        base = load_model(values.base_model, folder, place, progress=values.runtime.progress)
+        # Before the adapter is made: its first weights are random.
+        set_seed(values.train.seed)
+        model = get_peft_model(base, lora_config(values.lora, base))
+        load_init_adapter(model, values.lora)
+        if is_sharded:
+            shard_layers(model, device, offload=values.hardware.offload_params)
+    return model
+
+
+def load_init_adapter(model: PeftModel, params: LoraParams) -> None:
+    """Put the weights of `lora.init_adapter` into a new adapter; without one it stays as it was made.
+
+    Raises:
+        InputError: there is no such adapter, its weights are not those of the hash, or it is of another kind or shape.
+    """
+    if params.init_adapter is None:
+        return
+    places = [Path(params.init_adapter), project_root() / params.init_adapter]
+    folder = next((place for place in places if (place / WEIGHTS).is_file()), None)
+    if folder is None:
+        raise InputError("init-adapter", f"lora.init_adapter = {params.init_adapter!r} is no folder with {WEIGHTS} and {CONFIG}")
+    if (found := sha256_of(folder / WEIGHTS)) != params.init_adapter_sha256:
+        raise InputError("init-adapter", f"{folder / WEIGHTS} has the sha256 {found}, lora.init_adapter_sha256 is {params.init_adapter_sha256}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        differences = [
+            f"{name} is {config.get(name)!r} there and {getattr(params, name)!r} here"
+            for name in ("r", "lora_alpha", "use_rslora", "use_dora")
+            if (config.get(name) or 0) != getattr(params, name)
+        ]
+        if differences:
+            raise InputError("init-adapter", f"{folder} is another kind of adapter: lora.{', lora.'.join(differences)}")
+        weights = load_file(folder / WEIGHTS)
+        result = set_peft_model_state_dict(model, weights)
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError("init-adapter", f"{folder} can't be put on this base model: {error}") from None
+    if result.unexpected_keys or own.keys() != weights.keys():
+        names = sorted(own.keys() ^ weights.keys()) or result.unexpected_keys
+        raise InputError(
+            "init-adapter", f"{folder} adapts other layers: {len(names)} weights are on one side alone, such as {names[0]}; see lora.target_modules"
+        )

@@ -1,0 +1,76 @@
+"""Run a model on the test set: the likelihood of every reference answer, and the model's own answer to every prompt.
+
+dvc.yaml runs this program as two stages: `baseline` without an adapter, once for all experiments on the same model and test set, and `predict`
+with one. Nothing is scored here.
+
+reads   test conversations, the manifest of the base model, adapter
+writes  predictions: one line per assistant turn and seed; beside them *_batches.jsonl: which turns were answered together, and
+        *_counts.json: conversations measured and left out, by reason
+params  base_model, chat, predict, hardware
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora.core.conversation import Conversation
+from qlora.core.dvc_lock import require_recorded
+from qlora.core.files import read_jsonl, write_json, write_jsonl
+from qlora.model.base import BaseModel, open_base_model
+from qlora.model.device import PREDICTION_SETTINGS, peak_memory_bytes, set_up_device, translate_out_of_memory
+from qlora.model.distributed import is_main_process, process_group
+from qlora.model.loading import load_model
+from qlora.model.manifest import verified_folder
+from qlora.params import Params
+from qlora.prediction import test_set
+from qlora.runtime import command, launcher
+from qlora.runtime.provenance import record_environment
+from qlora.runtime.timing import timed
+
+
+def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, notes: Path, adapter_folder: Path | None = None) -> None:
+    """Answer the test set with the base model, or with the adapter on it.
+
+    Raises:
+        InputError: params, test set, base model or adapter are wrong, or do not belong together.
+        MachineError: no GPU or memory, or another process of this run ended.
+    """
+    stage = "predict" if adapter_folder else "baseline"
+    require_recorded([test, *filter(None, [adapter_folder])])
+    conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
+    with process_group():
+        device = set_up_device(values.hardware, deterministic=False, processes=values.hardware.prediction_processes)
+        base = open_base_model(values, manifests)
+        model = _model(values, base, device, adapter_folder)
+        with timed(stage, notes, lambda: peak_memory_bytes(device)) as work, translate_out_of_memory(PREDICTION_SETTINGS, values):
+            found = test_set.predict(model, base.template, conversations, values.predict, device, progress=values.runtime.progress)
+            work.count(turns=len(found.predictions))
+        if is_main_process():
+            write_jsonl(predictions, found.predictions)
+            write_jsonl(predictions.with_name(f"{predictions.stem}_batches.jsonl"), found.batches)
+            write_json(predictions.with_name(f"{predictions.stem}_counts.json"), found.counts)
+            record_environment(notes, stage, device)
+
+
+def _model(values: Params, base: BaseModel, device: torch.device, adapter_folder: Path | None) -> PreTrainedModel:
+    model = load_model(values.base_model, base.folder, device, progress=values.runtime.progress, device_map=values.hardware.device_map)
+    if adapter_folder is None:
+        return model
+    from qlora.model.adapter import load_adapter  # noqa: PLC0415 - PEFT takes a second that the baseline need not pay
+
+    adapted: Any = load_adapter(model, adapter_folder, values.base_model.name)
+    return adapted  # type: ignore[no-any-return] # PEFT's wrapper has the model's methods
+
+
+def main() -> None:
+    values, paths = command.stage_inputs(predict, __doc__)
+    # Hashed once and remembered, not by each process.
+    verified_folder(values.base_model, paths["manifests"])
+    launcher.launch_processes("stages.predict", values.hardware, values.hardware.prediction_processes)
+    predict(values, **paths)
+
+
+if __name__ == "__main__":
+    command.run(main)

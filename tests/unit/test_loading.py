@@ -1,0 +1,62 @@
+"""What can't be loaded is named; the rest of qlora/model/loading.py is tested where models are used."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from qlora.core.errors import InputError, MachineError
+from qlora.model.device import PREDICTION_SETTINGS, translate_out_of_memory
+from qlora.model.loading import load_model, load_tokenizer
+from qlora.params import Params
+from tests.unit.trainings import TINY, changed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"\[tokenizer-unloadable\] .*model holds no tokenizer"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("change", [{"model_type": "no such type"}, {"hidden_size": 64}])
+def test_a_model_that_transformers_can_not_make_is_named(folder: Path, default_params: Params, change: dict[str, object]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[base-model-unloadable\] .*model can't be loaded"):
+        load_model(default_params.base_model, folder, torch.device("cpu"), progress=False)
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_weights_that_are_missing_are_not_made_up(folder: Path, default_params: Params, load_in_4bit: bool) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    gone = "model.layers.3.mlp.up_proj.weight"
+    save_file({name: weight for name, weight in weights.items() if name != gone}, path, metadata={"format": "pt"})
+    params = changed(default_params, base_model__load_in_4bit=load_in_4bit)
+    with pytest.raises(InputError, match=rf"\[base-model-unloadable\] .*lacks 1 of the model's weights, such as {gone}"):
+        load_model(params.base_model, folder, torch.device("cpu"), progress=False)
+
+
+def test_no_memory_for_the_weights_is_not_the_models_fault(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(MachineError, match=r"\[out-of-memory\]"), translate_out_of_memory(PREDICTION_SETTINGS, default_params):
+        load_model(default_params.base_model, TINY, torch.device("cpu"), progress=False)
+
+
+def test_attention_that_is_not_installed_is_the_machines(default_params: Params) -> None:
+    params = changed(default_params, base_model__attn_implementation="flash_attention_2")
+    with pytest.raises(MachineError, match=r"\[attention-missing\] base_model.attn_implementation = 'flash_attention_2'"):
+        load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
