@@ -4,7 +4,7 @@
 
 A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc exp run`, with --temp, or the queue), a base model in 32 or 4 bits
 or a training by two processes, and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage, to one process of several, or to all.
-After each the same command is run again; what a plain rerun can't mend, a HEAD, a queue or a lock left in the middle, is mended by the commands
+After each the same command is run again; what a plain rerun can't fix, a HEAD, a queue or a lock left in the middle, is fixed by the commands
 that `tools.doctor` prints. At the end it must have made the reference's bytes and left no process, no checkpoint, a clean `dvc status` and
 HEAD on its branch; a file that was edited before all of it must still be so, or be among Git's stashes.
 
@@ -214,7 +214,7 @@ class Trial:
         for line in printed.splitlines():
             if line.startswith("dvc repro"):
                 continue
-            self.record.setdefault("mended_by", []).append(line)
+            self.record.setdefault("fixed_by", []).append(line)
             with self.log.open("ab") as log:
                 log.write(f"\n##### {line}\n".encode())
                 log.flush()

@@ -1,4 +1,4 @@
-"""Fetch a data set of the Hugging Face Hub at one commit into data/raw/NAME, and track it with DVC.
+"""Fetch a dataset of the Hugging Face Hub at one commit into data/raw/NAME, and track it with DVC.
 
     python -m tools.fetch ORG/NAME --revision <40 hex>
     python -m tools.fetch ORG/NAME --revision <40 hex> --files 'data/train-*' --name NAME-train      some files, in a folder of their own

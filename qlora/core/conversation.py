@@ -55,7 +55,7 @@ def fault_in(roles: tuple[str, ...], contents: Sequence[str]) -> str | None:
 
 @lru_cache
 def _fault_in_order(roles: tuple[str, ...]) -> str | None:
-    """A data set holds few orders of roles: each is judged once."""
+    """A dataset holds few orders of roles: each is judged once."""
     if not roles:
         return "no_messages"
     if not ROLES.issuperset(roles):

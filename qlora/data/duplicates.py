@@ -56,7 +56,7 @@ def keys_of(roles: tuple[str, ...], texts: Sequence[bytes]) -> tuple[int, int]:
 
 @lru_cache
 def _order(roles: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
-    """The roles in one text, and the places of the prompt's turns. A data set holds few orders."""
+    """The roles in one text, and the places of the prompt's turns. A dataset holds few orders."""
     asked = roles[:-1] if roles and roles[-1] == "assistant" else roles
     return " ".join(roles).encode("utf-8", "surrogatepass"), tuple(place for place, role in enumerate(asked) if role != "system")
 

@@ -149,7 +149,7 @@ def to_python(array: pa.Array) -> list[Any]:
     if pa.types.is_struct(kind):
         names = [field.name for field in kind]
         columns = [to_python(column) for column in array.flatten()]
-        # One dict per message of the data set: `strict` would cost a tenth of the reading.
+        # One dict per message of the dataset: `strict` would cost a tenth of the reading.
         values: list[Any] = [dict(zip(names, row)) for row in zip(*columns)] if names else [{} for _ in range(len(array))]  # noqa: B905
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_pylist()

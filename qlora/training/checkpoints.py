@@ -1,6 +1,6 @@
 """Checkpoints of an unfinished training, in a folder named by everything that made them.
 
-Another parameter, data set, base model or line of code is another folder: a changed run never resumes from foreign state.
+Another parameter, dataset, base model or line of code is another folder: a changed run never resumes from foreign state.
 
     <fingerprint>/lock            held by the process that trains
     <fingerprint>/checkpoint-40/  a state to resume from; `sums.json`, written last, holds the sha256 of every file

@@ -1,4 +1,4 @@
-"""What doctor finds, and that the command which it prints mends it."""
+"""What doctor finds, and that the command which it prints fixes it."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def commands(clone: Clone) -> list[str]:
     return done.stdout.splitlines()
 
 
-def mended(clone: Clone, expected: str) -> None:
+def fixed(clone: Clone, expected: str) -> None:
     """Doctor prints one command that begins so; it is run, and nothing is left to find."""
     (line,) = commands(clone)
     assert line.startswith(expected), line
@@ -45,7 +45,7 @@ def test_a_detached_head_goes_back_to_its_branch_and_no_edit_is_lost(built: Clon
     (built.path / "LICENSE").write_text("staged\n", encoding="utf-8")
     built.run("git", "add", "LICENSE")
     assert "HEAD is on no branch" in built.run("python", "-m", "tools.doctor", fails=True)
-    mended(built, "git symbolic-ref HEAD refs/heads/main")
+    fixed(built, "git symbolic-ref HEAD refs/heads/main")
     assert built.run("git", "symbolic-ref", "--short", "HEAD") == "main\n"
     assert (built.path / "README.md").read_text(encoding="utf-8") == "edited\n"
     assert (built.path / "LICENSE").read_text(encoding="utf-8") == "staged\n"
@@ -79,7 +79,7 @@ def test_what_was_edited_before_an_experiment_that_was_killed_is_kept(built: Clo
 
 def test_references_of_a_killed_experiment_are_removed(built: Clone) -> None:
     built.run("git", "update-ref", "refs/exps/exec/EXEC_BASELINE", "HEAD")
-    mended(built, "git update-ref -d refs/exps/exec/EXEC_BASELINE")
+    fixed(built, "git update-ref -d refs/exps/exec/EXEC_BASELINE")
 
 
 def test_a_lock_that_was_cut_off_is_removed(built: Clone) -> None:
@@ -103,7 +103,7 @@ def test_a_shallow_clone_is_deepened(built: Clone, tmp_path: Path) -> None:
 
 def test_a_missing_file_is_brought_back(built: Clone) -> None:
     (built.path / "data/raw/micro/train.jsonl").unlink()
-    mended(built, "git checkout -- data/raw/micro/train.jsonl")
+    fixed(built, "git checkout -- data/raw/micro/train.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_missing_file_that_dvc_tracks_is_brought_back(built: Clone, name: str,
     built.run("dvc", "add", "--quiet", path)
     built.set(data__train_file=path)
     (built.path / path).unlink()
-    mended(built, f"dvc checkout {quoted}")
+    fixed(built, f"dvc checkout {quoted}")
 
 
 def test_a_damaged_object_of_the_cache_is_removed_and_made_again(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +125,13 @@ def test_a_damaged_object_of_the_cache_is_removed_and_made_again(built: Clone, m
     place.chmod(0o644)
     place.write_bytes(b"rotten")
     place.chmod(0o444)
-    mended(built, f"rm -f {place.relative_to(built.path)}" if not place.is_absolute() else f"rm -f {place}")
+    fixed(built, f"rm -f {place.relative_to(built.path)}" if not place.is_absolute() else f"rm -f {place}")
     assert built.outputs() == before
 
 
 def test_a_changed_output_is_made_again(built: Clone) -> None:
     (built.path / "metrics/evaluate.json").write_text("{}\n", encoding="utf-8")
-    mended(built, "dvc repro")
+    fixed(built, "dvc repro")
 
 
 def test_what_killed_runs_left_is_removed(built: Clone) -> None:
@@ -139,7 +139,7 @@ def test_what_killed_runs_left_is_removed(built: Clone) -> None:
     assert commands(built) == ["rm -rf .dvc/tmp/exps/tmp*"]
     built.run("bash", "-c", "rm -rf .dvc/tmp/exps/tmp*")
     (built.path / "reports/train.json.77.partial").write_text("half", encoding="utf-8")
-    mended(built, "rm -rf reports/train.json.77.partial")
+    fixed(built, "rm -rf reports/train.json.77.partial")
     (built.path / ".dvc/tmp/checkpoints/0123456789abcdef/checkpoint-3").mkdir(parents=True)
     (line,) = commands(built)
     assert line.startswith("dvc repro   # or, to throw them away: rm -rf .dvc/tmp/checkpoints/0123456789abcdef")
@@ -190,7 +190,7 @@ def test_a_folder_of_another_user_is_named(built: Clone) -> None:
     for name in ("metrics", "reports"):
         os.chown(built.path / name, 12345, 12345)
     assert "metrics, reports belong to another user" in built.run("python", "-m", "tools.doctor", fails=True)
-    mended(built, "sudo chown" if shutil.which("sudo") else "chown")
+    fixed(built, "sudo chown" if shutil.which("sudo") else "chown")
 
 
 def test_little_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Fetching a data set: real files, real git and dvc, and a server on this machine that speaks the Hub's protocol."""
+"""Fetching a dataset: real files, real git and dvc, and a server on this machine that speaks the Hub's protocol."""
 
 import io
 import json

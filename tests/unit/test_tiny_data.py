@@ -1,4 +1,4 @@
-"""What the embedded data set promises."""
+"""What the embedded dataset promises."""
 
 import hashlib
 import itertools

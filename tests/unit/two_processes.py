@@ -20,7 +20,7 @@ def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # torch gives this function no types.
+    # torch 2.13 ships no annotation for start_processes, which has no typed equivalent.
     torch.multiprocessing.start_processes(_one, args=(port, work, arguments), nprocs=2, start_method=START)  # type: ignore[no-untyped-call]
 
 

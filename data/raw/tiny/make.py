@@ -1,4 +1,4 @@
-"""Make the embedded data set: small tasks whose answers can be checked exactly.
+"""Make the embedded dataset: small tasks whose answers can be checked exactly.
 
     python -m data.raw.tiny.make
 

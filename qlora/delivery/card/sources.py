@@ -56,7 +56,7 @@ class Sources:
     base_license: str | None
     """As the Hub's card of the base model said when it was pinned."""
     raw: Mapping[str, Mapping[str, Any]]
-    """data/raw/NAME.source.json of each data set that tools.fetch brought."""
+    """data/raw/NAME.source.json of each dataset that tools.fetch brought."""
     reports: Mapping[str, Mapping[str, Any]]
     """reports/{prepare,train,evaluation}.json."""
     environment: Mapping[str, Mapping[str, Any]]
