@@ -12,10 +12,10 @@ import difflib
 from pathlib import Path
 
 from qlora.core.errors import InputError
-from qlora.core.files import atomic_writers, json_document
+from qlora.core.files import atomic_writers, json_document, read_record
 from qlora.delivery.card import render
 from qlora.delivery.card.sources import FROZEN_ENVIRONMENT, read_sources
-from qlora.delivery.reproduction import read_environment, read_record
+from qlora.delivery.reproduction import read_environment
 from qlora.runtime import command
 
 CARD = Path("reports/model_card.md")

@@ -89,11 +89,16 @@ def write_metrics(path: Path, record: Mapping[str, float | None]) -> None:
 
 def update_json(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     """Put the entry into a .json file under the name; its other entries stay."""
+    write_json(path, {**read_record(path), name: entry})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object of a .json file, empty where there is none that can be read: for notes and memories that a run can do without."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        record = {}
-    write_json(path, {**record, name: entry})
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,15 +1,13 @@
 """Hashes of files, computed once, and the repository that they belong to."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from qlora.core.files import READ_BYTES, write_json
+from qlora.core.files import READ_BYTES, read_record, write_json
 
 
 def sha256_of(path: Path) -> str:
@@ -30,21 +28,13 @@ def remembered(path: Path, hash_of: Callable[[Path], str], memory: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     statuses = [(str(file.relative_to(path)), file.stat()) for file in files]
     state = [[name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] for name, status in statuses]
-    known = _recall(memory)
+    known = read_record(memory)
     key = str(path.resolve())
     entry = known.get(key)
     if not isinstance(entry, dict) or entry.get("state") != state or not isinstance(entry.get("hash"), str):
         entry = {"state": state, "hash": hash_of(path)}
-        write_json(memory, {**_recall(memory), key: entry})
+        write_json(memory, {**read_record(memory), key: entry})
     return str(entry["hash"])
-
-
-def _recall(memory: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def project_root() -> Path:

@@ -4,7 +4,6 @@ Imports neither torch nor dvc.
 """
 
 import filecmp
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from ruamel.yaml import YAML
 from qlora import params
 from qlora.core.dvc_lock import LOCK, Recorded, md5_of, recorded
 from qlora.core.errors import InputError
+from qlora.core.files import read_record
 from qlora.core.hashing import project_root
 from qlora.model.manifest import find_weights, read_manifest, verify
 
@@ -292,14 +292,6 @@ def _compared(path: str, folder: Path, here: Path, md5: str) -> dict[str, Any]:
 def read_environment(root: Path = Path()) -> dict[str, Any]:
     """What the stages noted of their environment, by stage; empty where nobody did."""
     return next((record for path in ENVIRONMENTS if (record := read_record(root / path))), {})
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

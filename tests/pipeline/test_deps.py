@@ -8,17 +8,12 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from qlora.params import Params
+from tests.pipeline.wiring import NOBODYS, ROOT, STAGES, code_listed, is_within, outputs
 
-ROOT = Path(__file__).parents[2]
-STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-NOBODYS = ("qlora/runtime", "qlora/delivery", "tools")
-"""Can't change a byte of an output, see test_runtime.py, or are run by no stage."""
 PROGRAMS = {stage: "predict" if stage == "baseline" else stage for stage in STAGES}
 """The module of stages/ that a stage runs."""
 MOST_DEPS = 20
@@ -43,10 +38,6 @@ def imported(path: str) -> set[str]:
     return files
 
 
-def is_within(path: str, places: tuple[str, ...] | list[str]) -> bool:
-    return any(path == place or path.startswith(place + "/") for place in places)
-
-
 def closure(stage: str) -> set[str]:
     """Paths of the code that the stage runs, its own module included; imports of qlora/runtime are not followed.
 
@@ -60,11 +51,6 @@ def closure(stage: str) -> set[str]:
         todo |= {name for name in imported(path) if not is_within(name, NOBODYS[:1])} - seen
     foreign = {f"qlora/params/{name}.py" for name in Params.model_fields if name not in sections(stage)}
     return seen - foreign
-
-
-def code_listed(stage: str) -> list[str]:
-    """The stage's dependencies in this repository's code, files and folders."""
-    return [dep for dep in STAGES[stage]["deps"] if is_within(dep, ["qlora", "stages", "tools", "benchmarks", "tests"])]
 
 
 def sections(stage: str) -> set[str]:
@@ -178,10 +164,6 @@ def test_commands_are_constant_and_replace_their_shell(stage: str) -> None:
     command = STAGES[stage]["cmd"]
     assert "${" not in command
     assert command.startswith(f"exec python -m stages.{PROGRAMS[stage]} ")
-
-
-def outputs(stage: str) -> list[str]:
-    return [out if isinstance(out, str) else next(iter(out)) for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pipeline.clone import Clone, tiny_rows
-from tests.pipeline.test_deps import NOBODYS, STAGES, code_listed, is_within, outputs
+from tests.pipeline.wiring import NOBODYS, STAGES, code_listed, is_within, outputs
 
 MODEL = {"baseline", "train", "predict"}
 EDITS = {

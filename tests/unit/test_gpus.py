@@ -12,7 +12,7 @@ import pytest
 from qlora.params import Params
 from qlora.runtime import gpus, launcher
 from tests.helpers import overlapping
-from tests.unit.test_launcher import LAUNCH
+from tests.unit.launching import LAUNCH
 
 
 def started(folder: Path, needed: int, *names: str, seconds: float = 30, rounds: int = 1) -> "subprocess.Popen[str]":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = "import sys; from qlora.runtime import command, launcher; command.run(lambda: launcher.launch('tests.unit.rank_program', sys.argv[1:], 2))"
+from tests.unit.launching import LAUNCH
 
 
 def started(action: str, rank: int) -> "subprocess.Popen[str]":

@@ -14,8 +14,7 @@ from qlora.params import Params
 from qlora.training.lora import load_init_adapter
 from qlora.training.tokenization import Example
 from qlora.training.trainer import ExactTrainer
-from tests.unit.test_resume import assert_same, results, run
-from tests.unit.trainings import adapted, changed
+from tests.unit.trainings import adapted, assert_same, changed, results, run
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ from ruamel.yaml.error import YAMLError
 from qlora import params
 from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_in_git
 from qlora.core.errors import InputError
+from qlora.core.files import read_record
 from qlora.core.hashing import project_root, remembered, sha256_of
-from qlora.delivery.reproduction import Stage, changed_inputs, read_record, stages
+from qlora.delivery.reproduction import Stage, changed_inputs, stages
 from qlora.model.manifest import Manifest, read_manifest
 from qlora.params import Params
 from qlora.params.section import Section

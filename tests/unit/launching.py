@@ -1,0 +1,3 @@
+"""A program that launches rank_program.py as two processes: `python -c LAUNCH ACTION RANK`."""
+
+LAUNCH = "import sys; from qlora.runtime import command, launcher; command.run(lambda: launcher.launch('tests.unit.rank_program', sys.argv[1:], 2))"
