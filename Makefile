@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
 HASHES ?=
-# Column that `make leaderboard` sorts by, lowest first: a metric of evaluate.headline, or a param.
+# Column that `make leaderboard` sorts by, lowest first: a metric of evaluate.headline (eval_loss is not there without a validation), or a param.
 SORT ?= eval_loss
 # Processes of `make test`. Their threads must not spin while they wait: others need the core.
 JOBS ?= 2

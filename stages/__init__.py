@@ -8,6 +8,7 @@ from qlora.runtime.signals import handle_early_signals
 # Only as a program: `python -m` has not found the module yet.
 if sys.argv[0] == "-m":
     handle_early_signals()
-    from qlora.runtime.imports import hide_unused_libraries
+    if {"stages.predict", "stages.train"} & set(sys.orig_argv):
+        from qlora.runtime.imports import hide_unused_libraries
 
-    hide_unused_libraries()
+        hide_unused_libraries()

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora.core.conversation import Conversation
 from qlora.core.dvc_lock import require_recorded
-from qlora.core.files import read_jsonl, read_points, write_csv, write_json, write_metrics
+from qlora.core.files import neutral, read_jsonl, read_points, write_csv, write_json, write_metrics
 from qlora.params import Params
 from qlora.runtime import command
 from qlora.runtime.provenance import record_environment
@@ -21,8 +21,8 @@ from qlora.scoring import bootstrap, measures
 from qlora.scoring import report as report_page
 
 SIDES = ("base", "tuned")
-PLOTTED = ("exact_match", "rouge_l")
-"""Scores drawn by category."""
+DRAWN = "exact_match"
+"""The score that `dvc plots` draws by category."""
 
 
 def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Path, metrics: Path, report: Path, page: Path, notes: Path) -> None:
@@ -41,7 +41,7 @@ def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Pat
     train_loss, eval_loss = (read_points(path) for path in curves.values())
     published = dict(eval_loss).get(_read(train_report)["published_step"])
     write_metrics(metrics / "evaluate.json", headline(values.evaluate.headline, summaries["tuned"], published))
-    drawn = [{"category": name, **{score: row[score] for score in PLOTTED}} for name, row in summaries["tuned"]["by_category"].items()]
+    drawn = [{"category": neutral(name), DRAWN: row[DRAWN]} for name, row in summaries["tuned"]["by_category"].items()]
     write_json(report, {**summaries, "difference": bootstrap.record(differences), "plot": drawn})
     write_csv(metrics / "scores.csv", ["rouge_l", "answers"], measures.histogram(tuned, "rouge_l"))
     report_page.write(

@@ -43,10 +43,11 @@ def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, n
     with process_group():
         device = set_up_device(values.hardware, deterministic=False, processes=values.hardware.prediction_processes)
         base = open_base_model(values, manifests)
-        model = _model(values, base, device, adapter_folder)
-        with timed(stage, notes, lambda: peak_memory_bytes(device)) as work, translate_out_of_memory(PREDICTION_SETTINGS, values):
-            found = test_set.predict(model, base.template, conversations, values.predict, device, progress=values.runtime.progress)
-            work.count(turns=len(found.predictions))
+        with translate_out_of_memory(PREDICTION_SETTINGS, values):
+            model = _model(values, base, device, adapter_folder)
+            with timed(stage, notes, lambda: peak_memory_bytes(device)) as work:
+                found = test_set.predict(model, base.template, conversations, values.predict, device, progress=values.runtime.progress)
+                work.count(turns=len(found.predictions))
         if is_main_process():
             write_jsonl(predictions, found.predictions)
             write_jsonl(predictions.with_name(f"{predictions.stem}_batches.jsonl"), found.batches)

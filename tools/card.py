@@ -14,8 +14,8 @@ from pathlib import Path
 from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, json_document, read_record
 from qlora.delivery.card import render
-from qlora.delivery.card.sources import FROZEN_ENVIRONMENT, read_sources
-from qlora.delivery.reproduction import read_environment
+from qlora.delivery.card.sources import read_sources
+from qlora.delivery.reproduction import FROZEN_ENVIRONMENT, read_environment
 from qlora.runtime import command
 
 CARD = Path("reports/model_card.md")

@@ -88,7 +88,7 @@ def _side(chat: "Chat", side: str) -> Any:
 
 
 def converse(chat: "Chat", system: str | None, sides: Sequence[str]) -> None:
-    """Questions from standard input until it ends; the last side's answers are what the conversation goes on from."""
+    """Questions from standard input until it ends; the last side's answers continue the conversation."""
     print(HINT, file=sys.stderr, flush=True)
     beginning = with_system_message([], system)
     history = list(beginning)
@@ -105,11 +105,11 @@ def converse(chat: "Chat", system: str | None, sides: Sequence[str]) -> None:
             with _interruptible(chat):
                 answer = ask(chat, asked, sides)
         except InputError as error:
-            # Of this message alone: the conversation goes on without it.
+            # Of this message alone: the conversation continues without it.
             print(f"error: {visible(str(error))}", file=sys.stderr, flush=True)
             continue
         if answer is None:
-            print(f"({sides[-1]} did not answer: the conversation goes on without this question)", file=sys.stderr, flush=True)
+            print(f"({sides[-1]} did not answer: the conversation continues without this question)", file=sys.stderr, flush=True)
         elif answer.text:
             history = [*asked, Message(role="assistant", content=answer.text)]
 

@@ -94,7 +94,7 @@ def table(differences: "Mapping[str, Difference]", before: str, after: str) -> s
             name,
             *(NOT_DEFINED if value is None else f"{value:.4f}" for value in (found.before, found.after)),
             signed(found.delta),
-            f"{signed(found.low)} to {signed(found.high)}",
+            interval(found),
             "" if found.p_better is None else f"{found.p_better:.3f}",
             found.verdict,
         )
@@ -105,6 +105,10 @@ def table(differences: "Mapping[str, Difference]", before: str, after: str) -> s
 
 def signed(value: float | None) -> str:
     return NOT_DEFINED if value is None else f"{value:+.4f}"
+
+
+def interval(found: "Difference") -> str:
+    return NOT_DEFINED if found.low is None else f"{signed(found.low)} to {signed(found.high)}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
@@ -190,6 +194,8 @@ def ranked(found: Sequence[Side], score: str, base: str | None, *, resamples: in
     left_out = [f"{side.name}: {side.reason or f'{score} is not defined for its answers'}" for side in found if side.name not in points]
     if not order:
         raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers at hand:\n  " + "\n  ".join(left_out))
+    if base and base not in points:
+        raise InputError("compare-score", f"{score} is not defined for the answers of {base}: choose another --score")
     against = _reference(order, score, base)
     lines = [("", score, "difference", "95 % interval", "", "params")]
     for side in order:
@@ -229,12 +235,12 @@ def _standing(side: Side, against: Side, score: str, resamples: int) -> tuple[st
 
     if side is against:
         return "", "", "compared with"
-    difference = compare(against.rows, side.rows, resamples=resamples).get(score)
+    difference = compare(against.rows, side.rows, resamples=resamples, names=[score]).get(score)
     if difference is None:
         raise InputError(
             "compare-score", f"{score} can't be compared with {against.name}'s, which took the same text for other tokens: bits_per_byte can"
         )
-    return signed(difference.delta), f"{signed(difference.low)} to {signed(difference.high)}", difference.verdict
+    return signed(difference.delta), interval(difference), difference.verdict
 
 
 def _resamples() -> int:
@@ -301,6 +307,8 @@ def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:
         print(f"{' and '.join(absent)} can't be compared: the two took the same text for other tokens (bits_per_byte can)")
     if lost := [name for name in fail_if_worse if name in absent]:
         raise InputError("compare-score", f"{lost[0]} can't be compared between {before} and {after}: use bits_per_byte")
+    if undefined := [name for name in fail_if_worse if differences[name].verdict == "not defined"]:
+        raise InputError("compare-score", f"{undefined[0]} is not defined for the answers of {before} and {after}, so it can't be worse: use another")
     worse = [name for name in fail_if_worse if differences[name].verdict == "worse"]
     if worse:
         print(f"worse: {', '.join(worse)}", file=sys.stderr)

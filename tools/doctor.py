@@ -25,7 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from qlora import params
 from qlora.core import environment
-from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, recorded
+from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, recorded, resolved
 from qlora.core.errors import InputError, UserFacingError
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
@@ -141,14 +141,8 @@ def missing_dependencies() -> Iterator[Finding]:
     params.load(Path("params.yaml"))
     pipeline = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
     values = YAML(typ="safe", pure=True).load(Path("params.yaml"))
-    made = {
-        entry if isinstance(entry, str) else next(iter(entry))
-        for stage in pipeline.values()
-        for entry in (*stage["outs"], *stage.get("metrics", []), *stage.get("plots", []))
-    }
-    named = {
-        re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), dep) for stage in pipeline.values() for dep in stage["deps"]
-    }
+    made = {path for stage in pipeline.values() for path in outputs_of(stage)}
+    named = {resolved(dep, values) for stage in pipeline.values() for dep in stage["deps"]}
     for path in sorted(named - made):
         if not Path(path).exists():
             tracked, quoted = git("ls-files", path), shlex.quote(path)
@@ -204,14 +198,14 @@ def left_behind() -> Iterator[Finding]:
     for folder in Path(".dvc/tmp/checkpoints").glob("*"):
         if list(folder.glob("checkpoint-*")) and not is_locked(folder / "lock"):
             yield Finding(
-                f"{folder} holds checkpoints of a training that was stopped: the same data, params and code go on from them, another run never does",
+                f"{folder} holds checkpoints of an interrupted training: a run of the same data, params and code resumes from them, no other does",
                 f"dvc repro   # or, to throw them away: rm -rf {folder}",
             )
     downloads = [path for path in Path("data/raw").glob(".*.fetch") if not is_locked(path.with_suffix(".lock"))]
     for folder in downloads:
         name = folder.name[1:].removesuffix(".fetch")
         yield Finding(
-            f"{folder} holds a download that broke off: the same `python -m tools.fetch` goes on with it",
+            f"{folder} holds an interrupted download: the same `python -m tools.fetch` resumes it",
             f"rm -rf {shlex.quote(str(folder))}   # throws data/raw/{name} away as far as it came",
         )
     places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]

@@ -3,7 +3,7 @@
     python -m tools.fetch ORG/NAME --revision <40 hex>
     python -m tools.fetch ORG/NAME --revision <40 hex> --files 'data/train-*' --name NAME-train      some files, in a folder of their own
 
-Every file is compared with the Hub's own sha256 or Git sum before it comes to its place; a download that broke off goes on when the command is run
+Every file is compared with the Hub's own sha256 or Git sum before it comes to its place; an interrupted download resumes when the command is run
 again. Writes data/raw/NAME.source.json (source, licence, and sha256 of every file; it goes into Git) and runs `dvc add`. HF_ENDPOINT names a mirror,
 HF_TOKEN opens what is gated or private. docs/hub.md has a worked example.
 """

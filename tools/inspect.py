@@ -1,4 +1,4 @@
-"""Prepared conversations as the tokens that a training sees: what is learned, what is a control token, what is left out.
+"""Prepared conversations as the tokens that a training sees: what is supervised, what is a control token, what is left out.
 
 python -m tools.inspect --split train --count 3         in the terminal; supervised tokens are green, control tokens reversed
 python -m tools.inspect --id 0026517a645220b0           one conversation, wherever it is
@@ -72,7 +72,7 @@ def views(values: Params, split: str | None, identifier: str | None) -> Iterator
 
 
 def _views(split: str, conversation: Conversation, template: Any, values: Params) -> Iterator[View]:
-    """One view of the conversation, or of each piece of it that is learned from."""
+    """One view of the conversation, or of each piece of it that is trained on."""
     from qlora.training.tokenization import IGNORE_INDEX, encode_split, token_texts  # noqa: PLC0415
 
     title = f"{split} {conversation.id} ({conversation.category})"

@@ -149,14 +149,14 @@ def main() -> None:
         if values.base_model.load_in_4bit:
             raise InputError(
                 "merge-max-kl",
-                "the adapter learned on 4-bit weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can say "
+                "the adapter was trained on 4-bit weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can say "
                 "how much is too much. Give --max-kl NATS (mean per token), or --max-kl inf to measure it first",
             )
         arguments.max_kl = MAX_KL[arguments.dtype]
     found = merge(values, arguments)
     print(found.table())
     if not found.within(arguments.max_kl):
-        reason = f"exceeds {arguments.max_kl:.3g}" if math.isfinite(found.kl_mean) else "is no finite number: one of the two models overflows"
+        reason = f"exceeds {arguments.max_kl:.3g}" if math.isfinite(found.kl_mean) else "is not finite: one of the two models overflows"
         print(f"\nnot put in place: a mean KL of {found.kl_mean:.3g} {reason}; {REPORT} holds the numbers", file=sys.stderr)
         sys.exit(UNLIKE)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())

@@ -117,10 +117,14 @@ def rerun(names: Sequence[str]) -> None:
 
 def _unlike(record: dict[str, Any]) -> Iterator[str]:
     if record["verdict"] == "not judged":
-        yield "another environment gave other bytes, and none of these stages measures how much that matters: rerun evaluate too"
+        yield "another environment gave other bytes, and these stages do not measure how much that matters: rerun all of them"
     else:
         yield "the same inputs gave other outputs" + (
-            "" if record["causes"] else ", and the environment is the same: something outside the hash chain"
+            ""
+            if record["causes"]
+            else f"; the environment of {', '.join(record['not_noted'])} was not noted here, so nothing can explain it (tools.card keeps it)"
+            if record["not_noted"]
+            else ", and the environment is the same: something outside the hash chain"
         )
     for path, output in record["outputs"].items():
         if not output["identical"]:

@@ -58,14 +58,24 @@ def dependencies_of(stage: str, pipeline: Path = Path("dvc.yaml"), params: Path 
     """Files and folders that dvc.yaml lists for a stage, with `${section.key}` of params.yaml in place."""
     listed: Any = YAML(typ="safe", pure=True).load(pipeline)["stages"][stage]["deps"]
     values: Any = YAML(typ="safe", pure=True).load(params)
-    return [Path(re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), entry)) for entry in listed]
+    return [Path(resolved(entry, values)) for entry in listed]
+
+
+def resolved(entry: str, values: Mapping[str, Mapping[str, Any]]) -> str:
+    """An entry of dvc.yaml with the values of params.yaml in place of its `${section.key}`."""
+    return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), entry)
+
+
+def outputs_of(stage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Options of each output of a stage of dvc.yaml, plain, metric or plot, by its path."""
+    listed = (entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []))
+    return dict((entry, {}) if isinstance(entry, str) else next(iter(entry.items())) for entry in listed)
 
 
 def outputs_in_git(pipeline: Path = Path("dvc.yaml")) -> set[str]:
     """Outputs that dvc.yaml keeps out of the cache."""
     stages = YAML(typ="safe", pure=True).load(pipeline)["stages"].values()
-    entries = [entry for stage in stages for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []) if isinstance(entry, dict)]
-    return {path for entry in entries for path, options in entry.items() if options.get("cache") is False}
+    return {path for stage in stages for path, options in outputs_of(stage).items() if options.get("cache") is False}
 
 
 def md5_of(path: Path, root: Path = Path()) -> str:

@@ -161,7 +161,7 @@ class NearDuplicates:
         order = np.lexsort((np.frombuffer(self._rows, dtype=np.uint64), numbers))
         keys = np.frombuffer(self._bands, dtype=np.uint64).reshape(len(order), -1)
         held_out = np.array([split == "test" for split, _ in self._places])[sources[order]]
-        learned, tests = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        trained, tests = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         with ExitStack() as opened:
             for file in files.values():
                 file.flush()
@@ -184,7 +184,7 @@ class NearDuplicates:
                             found[index] = Pair(self._place(index), self._place(other), similarity)
                 return list(found.values())
 
-            return confirmed(_same_band(keys, order, learned, learned)), confirmed(_same_band(keys, order, tests, learned))
+            return confirmed(_same_band(keys, order, trained, trained)), confirmed(_same_band(keys, order, tests, trained))
 
     def _place(self, index: int) -> str:
         return f"{self._places[self._sources[index]][1]}: row {self._rows[index]}"

@@ -72,7 +72,7 @@ def compare(
     *,
     progress: bool,
 ) -> Equivalence:
-    """Both models on the test set, as `evaluate` measures it, with greedy answers.
+    """Both models on the test set, as `predict` answers it, with greedy answers.
 
     Raises:
         InputError: no conversation fits the model's context.

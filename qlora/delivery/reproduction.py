@@ -20,15 +20,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from qlora import params
-from qlora.core.dvc_lock import LOCK, Recorded, md5_of, recorded
+from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_of, recorded, resolved
 from qlora.core.errors import InputError
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root
 from qlora.model.manifest import find_weights, read_manifest, verify
 
 PIPELINE, PARAMS = Path("dvc.yaml"), Path("params.yaml")
-ENVIRONMENTS = (Path("metrics/environment.json"), Path("reports/environment.json"))
-"""Of the last run on this machine, and as the model card froze it: the first of them that is there counts."""
+ENVIRONMENT, FROZEN_ENVIRONMENT = Path("metrics/environment.json"), Path("reports/environment.json")
+"""What the last runs on this machine noted, and what the model card froze."""
 PATIENCE_SECONDS = 30
 JUDGED = "reports/evaluation.json"
 """What must agree on another kind of machine: the overall measures of both models in it. A category holds too few answers for that."""
@@ -67,22 +67,15 @@ def stages(names: Sequence[str] = ()) -> list[Stage]:
         raise InputError("verify-nothing", f"{LOCK} does not record {', '.join(missing)}: run `dvc repro` first")
     values: Any = YAML(typ="safe", pure=True).load(PARAMS)
 
-    def path_of(dep: str) -> str:
-        return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values.get(found[1], {}).get(found[2])), dep)
-
-    def outputs(stage: Mapping[str, Any]) -> frozenset[str]:
-        listed = (entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, []))
-        return frozenset(entry if isinstance(entry, str) else next(iter(entry)) for entry in listed)
-
     return [
         Stage(
             name,
             locked[name],
             [entry for entry in entries if entry.stage == name],
             str(pipeline[name]["cmd"]),
-            frozenset(map(path_of, pipeline[name]["deps"])),
+            frozenset(resolved(dep, values) for dep in pipeline[name]["deps"]),
             frozenset(pipeline[name].get("params", [])),
-            outputs(pipeline[name]),
+            frozenset(outputs_of(pipeline[name])),
         )
         for name in chosen
     ]
@@ -233,7 +226,7 @@ def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], lock_sha2
 
     - "identical": the same bytes;
     - "equivalent": other bytes of stages with a model on another kind of machine, and the overall measures within the tolerances;
-    - "not judged": the same, but none of these stages measures anything;
+    - "not judged": the same, but these stages do not measure what they made: `evaluate` is not among them, or a stage between is not;
     - "different": anything else.
 
     Args:
@@ -243,6 +236,9 @@ def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], lock_sha2
     noted, found = read_environment(here), read_environment(folder)
     causes = {stage.name: list(_unlike(noted[stage.name], found.get(stage.name, {}))) for stage in chosen if stage.name in noted}
     is_judged = JUDGED in outputs and (here / JUDGED).exists() and outputs[JUDGED]["md5"] == md5_of(here / JUDGED)
+    # Measured is what the chosen stages made only if no stage between them is left out: it would have read other bytes.
+    names, different = {stage.name for stage in chosen}, {path for path, output in outputs.items() if not output["identical"]}
+    is_judged = is_judged and not any(entry.path in different and entry.stage not in names for entry in recorded(here / LOCK) if not entry.is_output)
     off = _beyond(here / JUDGED, folder / JUDGED) if is_judged else {}
     record = {
         "dvc_lock_sha256": lock_sha256,
@@ -251,6 +247,7 @@ def compare(folder: Path, chosen: Sequence[Stage], ran: Sequence[str], lock_sha2
         "outputs": outputs,
         "environment": {stage.name: found.get(stage.name) for stage in chosen},
         "causes": {name: rows for name, rows in causes.items() if rows},
+        "not_noted": [stage.name for stage in chosen if stage.name not in noted],
         "beyond_tolerance": {JUDGED: off} if off else {},
         "tolerances": {"relative": RELATIVE, "absolute": ABSOLUTE},
     }
@@ -290,8 +287,8 @@ def _compared(path: str, folder: Path, here: Path, md5: str) -> dict[str, Any]:
 
 
 def read_environment(root: Path = Path()) -> dict[str, Any]:
-    """What the stages noted of their environment, by stage; empty where nobody did."""
-    return next((record for path in ENVIRONMENTS if (record := read_record(root / path))), {})
+    """What each stage noted of its environment: on this machine, or else as the model card froze it."""
+    return {**read_record(root / FROZEN_ENVIRONMENT), **read_record(root / ENVIRONMENT)}
 
 
 def _unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -68,7 +68,7 @@ class ChatTemplate:
                 f"chat.on_control_tokens: escape does not suit chat.template: {chat.template}, whose turns are parted by what no tokenizer can tell "
                 f"from what a person wrote ({parts}): choose error or drop",
             )
-        self.end_of_turn = self._check_gates()
+        self.end_of_turn = self._check_template()
         self._choose_pad()
 
     def encode(self, conversation: Conversation) -> Encoded | None:
@@ -238,11 +238,11 @@ class ChatTemplate:
         ]
         return re.compile("|".join(sorted(parts, key=len, reverse=True))) if parts else None
 
-    def _check_gates(self) -> int:
+    def _check_template(self) -> int:
         """The token that ends every answer, after the template was tried on a conversation of its own.
 
         Raises:
-            InputError: not exactly one BOS, no end of turn that is learned, or a prompt that training never shows.
+            InputError: not exactly one BOS, no supervised end of turn, or a prompt that training never shows.
         """
         probe = [Message(role=role, content=content) for role, content in (("user", "Hello"), ("assistant", "Good day"), ("user", "And?"))]
         first = self._render(probe[:2])
@@ -280,7 +280,7 @@ class ChatTemplate:
     def _choose_pad(self) -> None:
         """Pad with a token that no answer holds, where the tokenizer has one.
 
-        Padding is masked by position; a token that is learned as well would still confuse other programs.
+        Padding is masked by position; a supervised token would still confuse other programs.
         """
         tokenizer: Any = self.tokenizer
         if tokenizer.pad_token_id not in (None, self.end_of_turn):

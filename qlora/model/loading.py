@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from qlora.core.errors import InputError, MachineError
+from qlora.core.files import read_record
 from qlora.params.base_model import BaseModelParams
 
 
@@ -33,11 +34,16 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
         device_map: "balanced" splits the layers over all GPUs; None puts the model on the device.
 
     Raises:
-        InputError: the files are no causal language model.
+        InputError: the files are no causal language model, or quantised ones that base_model.load_in_4bit does not ask for.
         MachineError: the attention implementation asked for is not installed.
     """
     if not progress:
         transformers_logging.disable_progress_bar()
+    if not params.load_in_4bit and _quantised_by(folder) == "bitsandbytes":
+        raise InputError(
+            "base-model-quantised",
+            f"{folder} holds weights that bitsandbytes quantised, but base_model.load_in_4bit is false: set it to true, or pin the unquantised model",
+        )
     dtype: torch.dtype = getattr(torch, params.dtype)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,6 +93,12 @@ def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
+
+
+def _quantised_by(folder: Path) -> str | None:
+    """Name of the method by which the stored weights are quantised; None: they are not."""
+    method = (read_record(folder / "config.json").get("quantization_config") or {}).get("quant_method")
+    return method if isinstance(method, str) else None
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

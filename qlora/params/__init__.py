@@ -20,12 +20,9 @@ from qlora.params.hardware import HardwareParams
 from qlora.params.lora import LoraParams
 from qlora.params.predict import PredictParams
 from qlora.params.runtime import RuntimeParams
-from qlora.params.section import MOVED, Section, describe, unknown_key
+from qlora.params.section import Section, describe, unknown_key
 from qlora.params.sequence import SequenceParams
 from qlora.params.train import TrainParams
-
-# What changes answers was split from what only scoring reads.
-MOVED.update({f"evaluate.{name}": f"predict.{name}" for name in PredictParams.model_fields})
 
 MOST_BYTES = 100_000
 MOST_MASKED_TOKENS = 2048
@@ -124,7 +121,7 @@ def _between_sections(params: Params) -> list[str]:
 
 
 def _distributed(params: Params) -> list[str]:
-    """What layers shared among processes rule out."""
+    """What layers sharded over processes rule out."""
     hardware, base, lora = (getattr(params, name, None) for name in ("hardware", "base_model", "lora"))
     if not hardware or hardware.strategy != "fsdp2":
         return []
@@ -135,7 +132,7 @@ def _distributed(params: Params) -> list[str]:
             f"implementations ask for: set it to base_model.dtype, {base.dtype!r}"
         )
     if lora and lora.modules_to_save:
-        problems.append("lora.modules_to_save learns whole layers, which fsdp2 shares: set it to null, or hardware.strategy to 'ddp'")
+        problems.append("lora.modules_to_save trains whole layers, which fsdp2 shards: set it to null, or hardware.strategy to 'ddp'")
     return problems
 
 
@@ -143,7 +140,7 @@ def _attention(params: Params) -> list[str]:
     """A mask of all rows against all rows."""
     hardware, base, sequence = (getattr(params, name, None) for name in ("hardware", "base_model", "sequence"))
     if hardware and base and hardware.device == "cpu" and base.attn_implementation not in ("sdpa", "eager"):
-        return [f"base_model.attn_implementation = {base.attn_implementation!r} learns on GPUs alone, but hardware.device = 'cpu': choose 'sdpa'"]
+        return [f"base_model.attn_implementation = {base.attn_implementation!r} needs a GPU, but hardware.device = 'cpu': choose 'sdpa'"]
     if not (hardware and base and sequence) or sequence.packing == "none" or base.attn_implementation not in ("sdpa", "eager"):
         return []
     rows = hardware.per_device_train_batch_size

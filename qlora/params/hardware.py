@@ -15,7 +15,7 @@ class HardwareParams(Section):
     num_machines: int = Field(gt=0)
     """Machines with as many of the processes each. All but the first wait in `python -m tools.join`; see docs/cluster.md."""
     strategy: Literal["ddp", "fsdp2"]
-    """Of several processes of a training. ddp: each holds the whole base model. fsdp2: they share its layers, for one that no single card holds."""
+    """Of several processes of a training. ddp: each holds the whole base model. fsdp2: its layers are sharded, for one that no card holds."""
     offload_params: bool
     """fsdp2 alone: layers wait in the machine's memory until they are used. Slow; for cards that hold not even their share."""
     num_threads: int = Field(gt=0)
@@ -41,7 +41,7 @@ class HardwareParams(Section):
             if self.device == "cpu":
                 raise ValueError("strategy = 'fsdp2' needs GPUs, but device = 'cpu': choose 'ddp'")
             if self.num_processes == 1:
-                raise ValueError("strategy = 'fsdp2' shares layers among processes, but num_processes = 1: choose 'ddp', or more processes")
+                raise ValueError("strategy = 'fsdp2' shards layers over processes, but num_processes = 1: choose 'ddp', or more processes")
         elif self.offload_params:
             raise ValueError("offload_params = true has no effect with strategy = 'ddp': set it to false or choose 'fsdp2'")
         return self

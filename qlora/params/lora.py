@@ -20,7 +20,7 @@ class LoraParams(Section):
     use_dora: bool
     """Learns the length of each weight column apart from its direction; some slower. https://arxiv.org/abs/2402.09353"""
     modules_to_save: Annotated[list[str], Field(min_length=1)] | None
-    """Layers learned whole and stored with the adapter, such as [embed_tokens, lm_head] for new tokens; null: none."""
+    """Layers trained in full and stored with the adapter, such as [embed_tokens, lm_head] for new tokens; null: none."""
     init_adapter: str | None
     """Folder of an adapter whose weights are where the training begins; its r, lora_alpha and kind must be these. null: from nothing."""
     init_adapter_sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")

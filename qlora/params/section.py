@@ -45,8 +45,9 @@ def _short(value: object) -> str:
     return _REPR.repr(value)
 
 
-MOVED: dict[str, str] = {}
-"""Old names of params, filled by qlora/params/__init__.py, with their new ones."""
+_ANSWERS = "max_new_tokens do_sample temperature top_p generation_seeds turns num_examples batch_size on_too_long"
+MOVED = {f"evaluate.{name}": f"predict.{name}" for name in _ANSWERS.split()}
+"""Old names of params with their new ones: what changes answers was split from what only scoring reads."""
 
 
 def unknown_key(place: str, known: list[str]) -> str:

@@ -1,5 +1,6 @@
 """A model on the test set, the same way for the base model and for the adapter: likelihoods and answers, nothing scored."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def predict(
     Several processes each score some conversations and answer some batches; each returns the whole.
 
     Raises:
-        InputError: a conversation is longer than the model's context and on_too_long is error, or none is left.
+        InputError: a conversation is longer than the model's context and on_too_long is error, none is left, or a likelihood is not finite.
     """
     model.eval()
     context = loading.context_length(model.config)
@@ -72,6 +73,7 @@ def predict(
     answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
     predictions = []
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
+        _require_finite(turn, nll_sum)
         reference = turn.conversation.messages[turn.place]["content"].strip()
         likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": turn.span[1] - turn.span[0], "bytes": len(reference.encode())}
         identity = {"id": turn.conversation.id, "turn": turn.number, "category": turn.conversation.category}
@@ -82,6 +84,16 @@ def predict(
         {"batch": number, "turns": [[asked[index].conversation.id, asked[index].number] for index in batch]} for number, batch in enumerate(batches)
     ]
     return Measured(predictions, counts, composition)
+
+
+def _require_finite(turn: _Turn, nll_sum: float) -> None:
+    """JSON has no number for it, and every score after it would be lost."""
+    if not math.isfinite(nll_sum):
+        raise InputError(
+            "predict-not-finite",
+            f"the likelihood of turn {turn.number} of test conversation {turn.conversation.id} is {nll_sum}: the model overflows. "
+            "Set base_model.dtype to float32 or bfloat16, or train with a lower train.learning_rate",
+        )
 
 
 def _kept(

@@ -30,7 +30,7 @@ def positive(text: str) -> float:
     """
     value = float(text)
     if not 0 < value < float("inf"):
-        raise ValueError(f"{text} is no finite number above 0")
+        raise ValueError(f"{text} is not a finite number above 0")
     return value
 
 

@@ -79,7 +79,7 @@ def _lease(asked: HardwareParams, root: Path, interrupted: Callable[[], bool] = 
 def launch(module: str, arguments: Sequence[str], count: int, machines: int = 1, lease: gpus.Lease | None = None) -> NoReturn:
     """Run `python -m MODULE ARGUMENTS` as `count` processes, of this machine or of several, and end as they end.
 
-    Signals go on to each of them. Rank 0 prints; of another one is shown what it printed, where rank 0 can't know why it failed.
+    Signals are forwarded to each of them. Rank 0 prints; of another one is shown what it printed, where rank 0 can't know why it failed.
 
     Raises:
         MachineError: one was killed, or the other machines did not come.

@@ -81,7 +81,7 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent ends: a killed dvc, or launcher, leaves no stage behind that goes on.
+    """Ask Linux for a SIGTERM when the parent ends: a killed dvc, or launcher, leaves no stage running.
 
     Only where dvc is the parent, by `exec` in a stage's command, or the launcher; a stage run by hand may outlive its shell.
     """

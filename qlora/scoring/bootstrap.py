@@ -5,7 +5,7 @@ Evaluation, 2004. Conversations are drawn, not turns: the turns of one conversat
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -41,10 +41,14 @@ class Difference(NamedTuple):
     verdict: Verdict
 
 
-def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamples: int) -> dict[str, Difference]:
+def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamples: int, names: Collection[str] = MEASURES) -> dict[str, Difference]:
     """Every measure of two models' predictions, with intervals.
 
     Measures per token are left out when the two took the same text for other tokens, by another tokenizer or template.
+
+    Args:
+        resamples: Of the bootstrap.
+        names: Measures that are asked for.
 
     Raises:
         InputError: they are not of the same turns, or did not answer the same ones with the same seeds.
@@ -52,7 +56,7 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamp
     _require_aligned(before, after)
     clusters = _clusters(before)
     same_tokens = _tokens(before) == _tokens(after)
-    chosen = {name: measure for name, measure in MEASURES.items() if same_tokens or name not in PER_TOKEN}
+    chosen = {name: measure for name, measure in MEASURES.items() if name in names and (same_tokens or name not in PER_TOKEN)}
     sums = {name: (_sums(before, measure, clusters), _sums(after, measure, clusters)) for name, measure in chosen.items()}
     drawn: dict[str, list[Floats]] = {name: [] for name in chosen}
     for weights in _weights(len(clusters), resamples):

@@ -26,7 +26,7 @@ DIVERGED = 1.5
 class SaveOrStop(TrainerCallback):
     """Decides after each update whether a checkpoint is written and whether the training ends early.
 
-    A checkpoint at the end of an epoch waits for that epoch's validation, so that going on from it repeats and skips nothing. After the
+    A checkpoint at the end of an epoch waits for that epoch's validation, so that resuming from it repeats and skips nothing. After the
     last update there is none: the training is about to end by itself, and a signal then waits for that.
     """
 
@@ -93,7 +93,7 @@ class BestAdapter(TrainerCallback):
         later = [entry for entry in state.log_history if "eval_loss" in entry and best is not None and entry["step"] > best]
         if self.patience is not None and len(later) >= self.patience:
             control.should_training_stop = True
-            # What goes on from here would train on.
+            # A run resumed from here would train on.
             control.should_save = False
 
     def restore(self) -> None:
@@ -115,7 +115,7 @@ class DivergenceWarning(TrainerCallback):
             return
         self._smoothed = logs["loss"] if self._smoothed is None else SMOOTHING * self._smoothed + (1 - SMOOTHING) * logs["loss"]
         self._lowest = min(self._lowest, self._smoothed)
-        if self._smoothed > DIVERGED * self._lowest and state.is_world_process_zero and not self._warned:
+        if self._smoothed > DIVERGED * self._lowest and not self._warned:
             self._warned = True
             logger.warning(
                 "the loss diverges: %.3f at step %d, it was %.3f; a lower train.learning_rate or more train.warmup_steps may help",
@@ -144,6 +144,6 @@ class LossLines(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         shown = [f"{words} {logs[name]:.4f}" for name, words in (("loss", "loss"), ("eval_loss", "validation loss")) if logs and name in logs]
         now = time.monotonic()
-        if shown and state.is_world_process_zero and ("eval_loss" in logs or now - self._shown_at > LINE_SECONDS):
+        if shown and ("eval_loss" in logs or now - self._shown_at > LINE_SECONDS):
             self._shown_at = now
             logger.info("%s", f"step {state.global_step:,} of {state.max_steps:,}: {', '.join(shown)}")

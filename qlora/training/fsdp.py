@@ -1,4 +1,4 @@
-"""The base model's frozen layers, shared among the processes of a training (FSDP2): each holds a part and borrows a layer while it is used.
+"""The base model's frozen layers, sharded over the processes of a training (FSDP2): each holds a part and gathers a layer while it is used.
 
 The adapter stays whole on every process, as with DDP: it is small, and so checkpoints, the published adapter and the update itself are the same.
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
@@ -29,7 +29,7 @@ def shard_layers(model: PeftModel, device: torch.device, *, offload: bool) -> No
     layers = layers_of(base)
     if not layers:
         raise InputError(
-            "base-model-layers", f"{type(base).__name__} does not say what its layers are, which hardware.strategy = 'fsdp2' shares: use 'ddp'"
+            "base-model-layers", f"{type(base).__name__} does not say what its layers are, which hardware.strategy = 'fsdp2' shards: use 'ddp'"
         )
     adapter = {weight for weight in model.parameters() if weight.requires_grad}
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (get_world_size(),)), "ignored_params": adapter}
@@ -37,12 +37,12 @@ def shard_layers(model: PeftModel, device: torch.device, *, offload: bool) -> No
     tied = head is not None and head.weight is embeddings.weight
     for layer in layers.values():
         fully_shard(layer, offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(), **options)
-    # By itself, so that it is given back after the forward pass.
+    # By itself, so that it is resharded after the forward pass.
     fully_shard(embeddings, **options)
     if head is not None and not tied:
         # Stays on the device: TRL's loss does not call it, but gathers its weights.
         fully_shard(head, **options)
-    # Not the model itself: PEFT and TRL call its parts, and what is shared is lent where it is called.
+    # Not the model itself: PEFT and TRL call its parts, and what is sharded is gathered where it is called.
     fully_shard(base.base_model, **options)
     if tied:
         head.weight = embeddings.weight

@@ -21,7 +21,7 @@ from qlora.training.fsdp import shard_layers
 
 
 def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
-    # Embeddings and output head that are one matrix are learned as one, or merging would tear them apart.
+    # Embeddings and output head that are one matrix are trained as one, or merging would tear them apart.
     tied = bool(base.config.get_text_config().tie_word_embeddings) and not {"embed_tokens", "lm_head"}.isdisjoint(params.modules_to_save or ())
     return LoraConfig(
         ensure_weight_tying=tied,

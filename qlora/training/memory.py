@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
     """Bytes on one device at the worst moment of a training, and the arithmetic of a token."""
 
     weights: int
-    """Of the frozen base model; under fsdp2 this process's part, and what it borrows."""
+    """Of the frozen base model; under fsdp2 this process's part, and what it gathers."""
     adapter: int
     gradients: int
     optimizer: int
@@ -85,20 +85,20 @@ def estimate(params: Params, config: PretrainedConfig) -> Estimate:
     layers = int(text.num_hidden_layers)
     in_layers = {name: size for name, size in sizes.items() if name.startswith(prefixes)}
     head = max((size for name, size in sizes.items() if name not in in_layers), default=0)
-    shared = hardware.strategy == "fsdp2"
-    # Of a shared model: the layer in use and the next on its way, and the head; bitsandbytes' scales are no weights, and whole everywhere.
+    sharded = hardware.strategy == "fsdp2"
+    # Of a sharded model: the layer in use and the next on its way, and the head; bitsandbytes' scales are no weights, and whole everywhere.
     scales = sum(_scale_bytes(frozen[name], base) for name in in_layers) if base.load_in_4bit else 0
-    borrowed = 2 * sum(in_layers.values()) // layers + head if shared else 0
+    gathered = 2 * sum(in_layers.values()) // layers + head if sharded else 0
     resting = sum(sizes.values()) - scales - (sum(in_layers.values()) - scales if hardware.offload_params else 0)
-    held = scales + resting // (hardware.num_processes if shared else 1)
+    held = scales + resting // (hardware.num_processes if sharded else 1)
     largest = max((frozen[name].numel() for name in in_layers), default=0)
     widest = max((max(frozen[name].shape) for name in in_layers), default=0)
     logits = min(tokens, HEAD_TOKENS) * min(int(text.vocab_size), HEAD_WORDS)
     return Estimate(
-        weights=held + borrowed,
+        weights=held + gathered,
         adapter=trained * FLOAT,
         # DDP gathers them in buckets of its own.
-        gradients=trained * FLOAT * (2 if hardware.num_processes > 1 and not shared else 1),
+        gradients=trained * FLOAT * (2 if hardware.num_processes > 1 and not sharded else 1),
         optimizer=trained * OPTIMIZER_BYTES[params.train.optim],
         activations=kept // layers + layers * tokens * int(text.hidden_size) * element if hardware.activation_checkpointing else kept,
         temporary=max(

@@ -24,7 +24,7 @@ IGNORE_INDEX = -100
 class Example:
     ids: list[int]
     labels: list[int]
-    """The same length as ids; IGNORE_INDEX where a token is not learned, as the first never is: nothing predicts it."""
+    """The same length as ids; IGNORE_INDEX where a token is not supervised, as the first never is: nothing predicts it."""
     conversation: str = ""
     """Id of the one that it was made from."""
 
@@ -53,7 +53,7 @@ class EncodedSplit:
     answers: int = 0
     """Assistant turns of which an example holds a token."""
     ends: int = 0
-    """Those whose end of turn is learned."""
+    """Those whose end of turn is supervised."""
 
     def record(self) -> dict[str, Any]:
         """For metrics: conversations in = out + dropped, and tokens in + repeated = out + dropped + truncated."""
@@ -86,7 +86,7 @@ def tokenize_file(path: Path, template: ChatTemplate, sequence: SequenceParams) 
 
 
 def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, sequence: SequenceParams, split: str) -> EncodedSplit:
-    """Examples of at most sequence.max_length tokens, with at least one that is learned.
+    """Examples of at most sequence.max_length tokens, with at least one that is supervised.
 
     Raises:
         InputError: a conversation is too long and on_too_long is error, or no example is left.
@@ -129,7 +129,7 @@ def _add(made: EncodedSplit, conversation: str, encoded: Encoded, sequence: Sequ
         made.dropped["no_answer_left" if pieces else "too_long"] += 1
         made.dropped_tokens += length
         return []
-    # What begins a later piece was learned at the end of the one before.
+    # The first token of a later piece was supervised at the end of the one before.
     new = [Example(encoded.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]], conversation) for start, end in kept]
     made.examples += new
     repeated = sum(piece[0] < before[1] for before, piece in pairwise(kept))
@@ -147,7 +147,7 @@ def _pieces(length: int, sequence: SequenceParams) -> list[tuple[int, int]]:
     """Which tokens of a conversation of this length become examples, as (start, end).
 
     Pieces of a split conversation share one token: the last of a piece predicts nothing there, and the first of the next is
-    predicted by nothing there, so that each token is learned once.
+    predicted by nothing there, so that each token is supervised once.
     """
     most = sequence.max_length
     if length <= most:

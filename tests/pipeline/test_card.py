@@ -112,7 +112,7 @@ def test_a_score_that_is_not_defined_is_said_to_be_so_and_is_no_result_of_the_hu
     }
     text = render(dataclasses.replace(sources, reports={**sources.reports, "evaluation": changed}))
     base = evaluation["base"]["exact_match"]
-    assert f"| `exact_match` | {base:.4f} | not defined | not defined | not defined to not defined |" in text
+    assert f"| `exact_match` | {base:.4f} | not defined | not defined | not defined |" in text
     assert "exact_match" not in {result.metric_type for result in ModelCard(text).data.eval_results}
 
 
@@ -248,4 +248,7 @@ def test_a_card_of_what_does_not_belong_together_is_refused(inside: Clone, tmp_p
     inside.commit("another")
     inside.run("git", "clone", "--quiet", "--depth", "1", f"file://{inside.path}", str(tmp_path / "shallow"))
     assert "[card-shallow]" in Clone(tmp_path / "shallow").run("python", "-m", "tools.card", fails=True)
+    noted = Path("metrics/environment.json")
+    noted.write_text(json.dumps({name: row for name, row in json.loads(noted.read_bytes()).items() if name == "evaluate"}), encoding="utf-8")
+    assert "[card-environment] the environment of prepare, baseline, train, predict was not" in inside.run("python", "-m", "tools.card", fails=True)
     assert not (inside.path / CARD).exists()

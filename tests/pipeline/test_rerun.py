@@ -121,7 +121,10 @@ def test_only_what_a_model_computed_on_another_machine_may_differ(inside: Clone,
     assert verdict([], base, ("predict",)) == "different", "what explains it came later"
     assert verdict([], {"data/prepared/train.jsonl": "wrong"}, ("prepare", "train")) == "different", "no model computes it"
     assert verdict([], {"data/predictions/tuned.jsonl": None}, ("predict",)) == "different", "it was not made"
-    assert verdict(["train"], {"models/adapter/adapter_model.safetensors": "other"}, ("train",)) == "not judged"
+    adapter: dict[str, str | None] = {"models/adapter/adapter_model.safetensors": "other"}
+    assert verdict(["train"], adapter, ("train",)) == "not judged"
+    assert verdict(["train", "evaluate"], adapter, ("train",)) == "not judged", "the answers that were scored are those of the old adapter"
+    assert verdict(["train", "predict", "evaluate"], {**adapter, **tuned, **scores("tuned", 1.001)}, ("train",)) == "equivalent"
 
 
 def test_a_signal_ends_dvc_and_its_stage_before_the_clone_is_removed(built: Clone, tmp_path: Path) -> None:

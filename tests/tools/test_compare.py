@@ -208,10 +208,15 @@ def test_a_score_that_is_not_defined_is_said_to_be_so(tmp_path: Path) -> None:
     """No answer has four words, so BLEU has nothing to count."""
     write(tmp_path, answers(0))
     shown = compare(tmp_path, "workspace")
-    assert next(line.split() for line in shown.splitlines() if line.startswith("bleu")) == ["bleu", *"–––", *"–", "to", "–", "not", "defined"]
+    assert next(line.split() for line in shown.splitlines() if line.startswith("bleu")) == ["bleu", *"––––", "not", "defined"]
     assert verdicts(shown)["exact_match"] == "no difference shown"
     with pytest.raises(InputError, match="bleu is not defined for its answers"):
         ranked([Side("HEAD", "", with_scores(answers(0)))], "bleu", None, resamples=1000)
+    long = [{**row, "answer": "one two three four"} for row in answers(0)]
+    sides = [Side("HEAD", "", with_scores(answers(0))), Side("long", "", with_scores(long))]
+    with pytest.raises(InputError, match="bleu is not defined for the answers of HEAD"):
+        ranked(sides, "bleu", "HEAD", resamples=1000)
+    assert "[compare-score] bleu is not defined" in compare(tmp_path, "workspace", "--fail-if-worse", "bleu", expected=2)
 
 
 def test_few_conversations_are_said_to_be_few(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_the_page_shows_each_token_as_it_is_and_what_it_is() -> None:
     assert "<h2>&lt;i&gt; &amp; title</h2>" in page
     assert re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL) == [
         '<span title="1" class="token">\n &lt;a href=&#39;x&#39;&gt;</span>'
-        '<span title="2" class="token learned">&amp;amp;&#34;</span>'
-        '<span title="3" class="token learned control">&lt;end&gt;</span>'
+        '<span title="2" class="token supervised">&amp;amp;&#34;</span>'
+        '<span title="3" class="token supervised control">&lt;end&gt;</span>'
         '<span title="4" class="token control">\n</span>',
         "",
     ]
@@ -104,7 +104,7 @@ def test_nothing_prepared_names_the_command(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("policy", "first"), [("truncate", "17 tokens, cut from 18, 1 supervised"), ("split", "piece 1 of 2: ")])
-def test_what_is_shown_is_what_is_learned_when_something_is_cut(
+def test_what_is_shown_is_what_is_supervised_when_something_is_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], policy: str, first: str
 ) -> None:
     read = inspect.params.load

@@ -60,3 +60,12 @@ def test_attention_that_is_not_installed_is_the_machines(default_params: Params)
     params = changed(default_params, base_model__attn_implementation="flash_attention_2")
     with pytest.raises(MachineError, match=r"\[attention-missing\] base_model.attn_implementation = 'flash_attention_2'"):
         load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
+
+
+def test_weights_that_are_quantised_already_must_be_asked_for(folder: Path, default_params: Params) -> None:
+    in_4_bits = changed(default_params, base_model__load_in_4bit=True).base_model
+    load_model(in_4_bits, TINY, torch.device("cpu"), progress=False).save_pretrained(folder)
+    with pytest.raises(InputError, match=r"\[base-model-quantised\] .*model holds weights that bitsandbytes quantised"):
+        load_model(default_params.base_model, folder, torch.device("cpu"), progress=False)
+    with pytest.warns(UserWarning, match="`quantization_config` from the model will be used"):
+        assert load_model(in_4_bits, folder, torch.device("cpu"), progress=False).is_loaded_in_4bit

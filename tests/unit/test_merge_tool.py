@@ -75,9 +75,7 @@ def test_accepted_is_said_of_a_model_in_place_alone(merged: list[str], monkeypat
     assert merged == ["merged", "merged"]
 
 
-@pytest.mark.parametrize(
-    ("kl", "said"), [(float("nan"), "nan is no finite number"), (float("inf"), "inf is no finite number"), (0.5, "0.5 exceeds 0.1")]
-)
+@pytest.mark.parametrize(("kl", "said"), [(float("nan"), "nan is not finite"), (float("inf"), "inf is not finite"), (0.5, "0.5 exceeds 0.1")])
 def test_a_model_too_far_from_the_adapter_is_refused_with_its_numbers(
     merged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kl: float, said: str
 ) -> None:

@@ -146,13 +146,13 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
     ("changes", "said"),
     [
         ([*FSDP2, ("hardware", "device", "cpu")], "strategy = 'fsdp2' needs GPUs, but device = 'cpu': choose 'ddp'"),
-        ([*FSDP2, ("hardware", "num_processes", 1)], "strategy = 'fsdp2' shares layers among processes, but num_processes = 1"),
+        ([*FSDP2, ("hardware", "num_processes", 1)], "strategy = 'fsdp2' shards layers over processes, but num_processes = 1"),
         (
             [*FSDP2, *QLORA],
             "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type",
         ),
-        ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save learns whole layers, which fsdp2 shares"),
-        ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' learns on GPUs alone"),
+        ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save trains whole layers, which fsdp2 shards"),
+        ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' needs a GPU"),
         ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
         ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
         ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),

@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fused": {"train__optim": "adamw_torch_fused"},
     "8-bit optimizer": {"train__optim": "adamw_bnb_8bit"},
     "DoRA, rsLoRA": {"lora__use_dora": True, "lora__use_rslora": True},
-    "a layer learned whole": {"lora__modules_to_save": ["lm_head"]},
+    "a layer trained in full": {"lora__modules_to_save": ["lm_head"]},
     "polynomial": {"train__lr_scheduler_type": "polynomial", "train__warmup_steps": 2},
     "inverse_sqrt": {"train__lr_scheduler_type": "inverse_sqrt", "train__warmup_steps": 2},
     "noise on the embeddings": {"train__neftune_noise_alpha": 5.0},

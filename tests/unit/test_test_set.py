@@ -86,6 +86,14 @@ def test_each_seed_answers_and_their_deviation_is_told(tiny_model: Any, template
     assert summary["counts"]["turns"] == 3
 
 
+def test_a_model_that_overflows_is_named_and_nothing_is_answered(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
+    """JSON would hold null in place of NaN, and scoring would fail later."""
+    with torch.no_grad():
+        tiny_model.get_output_embeddings().weight[:] = float("inf")
+    with pytest.raises(InputError, match=r"\[predict-not-finite\] the likelihood of turn 0 of test conversation short is nan"):
+        predict(tiny_model, template, default_params)
+
+
 def test_too_long_can_end_the_run(tiny_model: Any, template: ChatTemplate, default_params: Params) -> None:
     with pytest.raises(InputError, match=r"test conversation long has \d+ tokens, the model's context 512"):
         predict(tiny_model, template, default_params, on_too_long="error")

@@ -71,7 +71,7 @@ def test_a_truncated_conversation_keeps_its_first_tokens_and_the_rest_is_counted
     assert made.examples[0].supervised == 2 + 3
     assert made.record()["conversations"] == {"in": 2, "out": 2, "cut": 1, "dropped": {"control_token": 0, "too_long": 0, "no_answer_left": 0}}
     assert made.truncated_tokens == len(ids) - most
-    # The second answer is learned without its end.
+    # The second answer is supervised without its end.
     assert (made.answers, made.ends) == (3, 2)
     # Cut before the second answer begins, only the first counts.
     made, _, _ = labels_of(template, max_length=first_end + 1, on_too_long="truncate")

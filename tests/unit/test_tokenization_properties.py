@@ -1,4 +1,4 @@
-"""Random conversations: what is learned is the answers and their ends, and no text becomes structure."""
+"""Random conversations: what is supervised is the answers and their ends, and no text becomes structure."""
 
 import random
 from typing import Any

@@ -26,7 +26,7 @@ def changed(params: Params, **values: Any) -> Params:
 
 
 def adapted(params: Params) -> Any:
-    """The model that the stage trains, also where processes read it one after another and share its layers."""
+    """The model that the stage trains, also where processes read it one after another and shard its layers."""
     return adapter_model(changed(params, runtime__progress=False), TINY, torch.device("cpu"))
 
 

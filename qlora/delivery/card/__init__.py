@@ -100,7 +100,7 @@ def _results(sources: Sources) -> Iterator[str]:
     yield from _table(
         ("metric", "base", "tuned", "difference", "95 % interval"),
         (
-            (f"`{name}`", _number(base[name]), _number(tuned[name]), _signed(row["delta"]), f"{_signed(row['low'])} to {_signed(row['high'])}")
+            (f"`{name}`", _number(base[name]), _number(tuned[name]), _signed(row["delta"]), _interval(row))
             for name, row in sources.reports["evaluation"]["difference"].items()
         ),
     )
@@ -341,6 +341,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.4f}"
+
+
+def _interval(row: Mapping[str, float | None]) -> str:
+    return "not defined" if row["low"] is None else f"{_signed(row['low'])} to {_signed(row['high'])}"
 
 
 def _signed(value: float | None) -> str:

@@ -24,8 +24,6 @@ from qlora.params.section import Section
 BY_HAND = Path("models/card.yaml")
 ADAPTER = "models/adapter"
 REPORTS = ("prepare", "train", "evaluation")
-FROZEN_ENVIRONMENT = Path("reports/environment.json")
-"""What the stages noted of their environment when the card was written; metrics/environment.json describes the last run alone."""
 OPTIONAL = {"benchmark": "metrics/benchmark.json", "merge": "metrics/merge.json", "reproduction": "reports/reproduction.json"}
 
 
@@ -91,6 +89,12 @@ def read_sources(environment: Mapping[str, Mapping[str, Any]]) -> Sources:
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock, adapter)}
     pinned = Path(f"models/base/{values.base_model.name}.json")
+    commit = commit_of([*COMMITTED, *map(str, raw)])
+    if unknown := [stage.name for stage in chosen if stage.name not in environment]:
+        raise InputError(
+            "card-environment",
+            f"the environment of {', '.join(unknown)} was not noted here: write the card where the pipeline ran, or run `dvc repro --force` here",
+        )
     return Sources(
         by_hand=read_by_hand(BY_HAND),
         params=values,
@@ -101,7 +105,7 @@ def read_sources(environment: Mapping[str, Mapping[str, Any]]) -> Sources:
         reports={name: read_record(Path(f"reports/{name}.json")) for name in REPORTS},
         environment=environment,
         found=found,
-        commit=commit_of([*COMMITTED, *map(str, raw)]),
+        commit=commit,
     )
 
 
