@@ -155,7 +155,7 @@ def repro(record: Record) -> list[Subject]:
     rows = [
         Row("nothing to run", Figure.of(ratios(ours, plain), " times", record["times_plain_median"]), beside, "no-op"),
         Row("the same in seconds", Figure.of(ours, " s"), "", "no-op seconds"),
-        Row("one param of `evaluate` changed: two stages run", Figure(record["one_param_of_evaluate"], " s")),
+        Row("one param of `predict` changed: three stages run", Figure(record["one_param_of_predict"], " s")),
         Row("changed back: taken from the run cache", Figure(record["changed_back_from_the_run_cache"], " s")),
     ]
     return [Subject("`dvc repro` with little to do", f"`python -m benchmarks.repro`, {len(ours)} rounds.", rows)]

@@ -78,7 +78,7 @@ def main() -> None:
         "nothing_to_run": {name: [round(value, 3) for value in found] for name, found in seconds.items()},
         "seconds_median": {name: round(statistics.median(found), 3) for name, found in seconds.items()},
         "times_plain_median": round(statistics.median(ratios), 3),
-        "one_param_of_evaluate": round(statistics.median(changed[:2]), 2),
+        "one_param_of_predict": round(statistics.median(changed[:2]), 2),
         "changed_back_from_the_run_cache": round(changed[2], 2),
     }
     RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
