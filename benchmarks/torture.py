@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,13 +72,13 @@ def code() -> str:
     return fingerprint({}, (file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))))
 
 
-def references(folder: Path) -> dict[str, Reference]:
+def references(folder: Path, settings: Sequence[str]) -> dict[str, Reference]:
     """For each setting a checkout in which nothing ran, and what a run that was left alone makes there."""
     found = {}
-    for name, changes in SETTINGS.items():
+    for name in settings:
         raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
         clone = new_clone(folder / name, RECIPE, raw)
-        clone.set(**changes)
+        clone.set(**SETTINGS[name])
         clone.commit("settings")
         shutil.copytree(clone.path, folder / f"{name}-pristine", symlinks=True)
         began = time.monotonic()
@@ -115,7 +116,7 @@ def until_quiet(folder: Path, why: str, seconds: float) -> None:
 class Trial:
     def __init__(self, number: int, seed: int, all_references: dict[str, Reference], folder: Path) -> None:
         self.rng = random.Random(f"{seed} {number}")
-        self.settings = self.rng.choice(list(SETTINGS))
+        self.settings = self.rng.choice(list(all_references))
         self.mode = self.rng.choice(list(COMMANDS))
         self.reference = all_references[self.settings]
         self.clone = Clone(folder / f"trial-{number}")
@@ -250,8 +251,8 @@ class Trial:
             raise Failure(f"dvc status: {status}")
 
 
-def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path) -> Counter[str]:
-    """Trials until there are so many kills or the time is over; what they ended in, and `kills`."""
+def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path, settings: Sequence[str] = tuple(SETTINGS)) -> Counter[str]:
+    """Trials, each with one of the settings, until there are so many kills or the time is over; what they ended in, and `kills`."""
     known = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     this = code()
     done = [record for record in known if record["seed"] == seed and record.get("code") == this]
@@ -268,7 +269,7 @@ def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path) -> 
     if counts["kills"] >= kills:
         return counts
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(jobs) as pool:
-        made = references(Path(folder))
+        made = references(Path(folder), settings)
         kept = Path(tempfile.gettempdir()) / "torture-failures"
         while counts["kills"] < kills and time.monotonic() < deadline:
             numbers = range(next_number, next_number + jobs)

@@ -13,6 +13,15 @@ ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("QLORA_REAL_DATA", ROOT.parent / "shared" / "real"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests at the beginning of each process's share, a half of the list: a long one begun last would leave a core idle."""
+    files = list(dict.fromkeys(item.path for item in items if item.get_closest_marker("slow")))
+    halves = [[item for item in items if item.path in files[place::2]] for place in (0, 1)]
+    others = [item for item in items if item.path not in files]
+    middle = len(others) // 2
+    items[:] = [*halves[0], *others[:middle], *halves[1], *others[middle:]]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _signals_as_in_a_terminal() -> None:
     """Begun in a shell's background, the tests would hand on to what they start that these are ignored."""

@@ -1,13 +1,35 @@
 """What several test files share."""
 
+import fcntl
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.pipeline.clone import Clone
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` filled, once for all processes of a test run; none of them may change it."""
+    base = tmp_path_factory.getbasetemp()
+    # Each process of xdist has a folder of its own in that of the run.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, unfinished = shared / name, shared / f"{name}-unfinished"
+    with (shared / f"{name}.lock").open("w", encoding="utf-8") as lock:
+        # The system frees it when its process ends.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            # Another process's attempt that failed.
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 def verdicts(shown: str) -> dict[str, str]:

@@ -1,39 +1,18 @@
 """Clones that tests share."""
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import once
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of one that ends."""
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")
 def _built(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which the micro pipeline ran and was committed; made once for all processes of a test run, and changed by none."""
-    base = tmp_path_factory.getbasetemp()
-    # Each process of xdist has a folder of its own in that of the run.
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    clone, unfinished = Clone(shared / "built"), shared / "built-unfinished"
-    with _alone(shared / "built.lock"):
-        if not clone.path.exists():
-            # Another process's attempt that failed.
-            shutil.rmtree(unfinished, ignore_errors=True)
-            _build(unfinished)
-            unfinished.rename(clone.path)
-    return clone
+    """A clone in which the micro pipeline ran and was committed; changed by no test."""
+    return Clone(once(tmp_path_factory, "built", _build))
 
 
 def _build(path: Path) -> None:

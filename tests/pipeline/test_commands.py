@@ -50,9 +50,13 @@ def test_every_command_of_the_readmes_runs(built: Clone) -> None:
     assert len(english) > 25
     assert len(chinese) > 10
     assert set(NOT_RUN) <= {*english, *chinese}, "a command that is not run is one of a page"
+    # The tutorial's own test runs these, word for word; later commands need two of them.
+    tutorial = set(re.findall(r"^\$ (.+)$", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"), re.MULTILINE))
+    elsewhere = tutorial - {"dvc repro", "python -m tools.card"}
+    assert len(elsewhere & {*english, *chinese}) > 5
     # `dvc queue start` hands its streams to the worker, which would keep them.
     for command in dict.fromkeys([*english, *chinese]):
-        if command not in NOT_RUN:
+        if command not in NOT_RUN and command not in elsewhere:
             run(built, command.replace("dvc queue start", "dvc queue start > queue.log 2>&1"))
 
 

@@ -50,7 +50,8 @@ def test_no_two_stages_have_one_gpu_at_a_time_and_both_are_used(grid: Clone) -> 
 
 @pytest.mark.slow
 def test_four_results_are_ranked(grid: Clone) -> None:
-    assert grid.run("git", "status", "--porcelain") == ""
+    assert grid.run("git", "status", "--porcelain") == "", "a queue leaves the workspace alone"
+    assert len(list((grid.path / ".dvc/tmp/throughput").glob("*.json"))) == 4, "the times of all runs are kept"
     found = experiments(grid)
     assert len({data["outs"]["models/adapter"]["hash"] for data in found.values()}) == 4
     rows = [line.split() for line in grid.run("python", "-m", "tools.compare", "--all", "--score", "nll").splitlines()[1:6]]

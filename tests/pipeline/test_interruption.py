@@ -15,26 +15,31 @@ from ruamel.yaml import YAML
 
 from benchmarks.torture import RECIPE, processes
 from qlora.runtime.signals import SIGNALS, Interruption
+from tests.helpers import once
 from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
+
+
+def _before(path: Path) -> None:
+    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
+    clone = new_clone(path, RECIPE, raw)
+    clone.repro("baseline")
+    clone.commit("before training")
 
 
 @pytest.fixture(scope="module")
 def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
-    clone = new_clone(tmp_path_factory.mktemp("before"), RECIPE, raw)
-    clone.repro("baseline")
-    clone.commit("before training")
-    return clone
+    return Clone(once(tmp_path_factory, "before-training", _before))
 
 
 @pytest.fixture(scope="module")
 def expected(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a training makes that nothing stops."""
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copytree(before_training.path, folder / "clone", symlinks=True)
-    clone = Clone(folder / "clone")
-    assert clone.repro("train") == {"train"}
-    return clone.outputs()
+
+    def train(path: Path) -> None:
+        shutil.copytree(before_training.path, path, symlinks=True)
+        assert Clone(path).repro("train") == {"train"}
+
+    return Clone(once(tmp_path_factory, "whole", train)).outputs()
 
 
 @pytest.fixture
@@ -141,16 +146,18 @@ def test_two_at_once_make_one_result(clone: Clone, expected: dict[str, bytes]) -
 @pytest.fixture(scope="module")
 def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
     """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
-    folder = tmp_path_factory.mktemp("two")
-    shutil.copytree(before_training.path, folder / "clone", symlinks=True)
-    clone = Clone(folder / "clone")
-    clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
-    clone.repro("baseline")
-    clone.commit("two processes")
-    shutil.copytree(clone.path, folder / "whole", symlinks=True)
-    whole = Clone(folder / "whole")
-    whole.repro("train")
-    return clone, whole.outputs()
+
+    def make(folder: Path) -> None:
+        shutil.copytree(before_training.path, folder / "clone", symlinks=True)
+        clone = Clone(folder / "clone")
+        clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
+        clone.repro("baseline")
+        clone.commit("two processes")
+        shutil.copytree(clone.path, folder / "whole", symlinks=True)
+        Clone(folder / "whole").repro("train")
+
+    folder = once(tmp_path_factory, "two-processes", make)
+    return Clone(folder / "clone"), Clone(folder / "whole").outputs()
 
 
 def test_edits_outside_the_training_leave_its_checkpoint_in_use(clone: Clone, expected: dict[str, bytes]) -> None:
