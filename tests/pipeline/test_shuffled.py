@@ -44,5 +44,5 @@ def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth_and_is_worse
         assert {found[name] for name in ("nll", "bits_per_byte")} == {"worse"}
     found = verdicts(clone.run("python", "-m", "tools.compare", "shuffled", "fast"))
     assert {found[name] for name in ("nll", "exact_match", "rouge_l", "chrf")} == {"better"}
-    # Answers learned from shuffled ones are so short that they may hold no 4-gram at all.
-    assert found["bleu"] in ("better", "not defined")
+    # Answers learned from shuffled ones may hold no 4-gram at all: BLEU has no row to read a verdict from, then.
+    assert found.get("bleu", "better") == "better"
