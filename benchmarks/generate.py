@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -38,17 +39,27 @@ def main() -> None:
     model = loading.load_model(values.base_model, folder, torch.device("cpu"), progress=False).eval()
     prompts = []
     for record in read_jsonl(TEST)[: arguments.prompts]:
-        encoded = template.encode(Conversation.from_record(record))
-        if encoded is not None:
-            prompts.append(encoded.ids[: encoded.spans[0][0]])
-    stops = loading.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+        answers = template.encode(Conversation.from_record(record)).answers()
+        prompts += [row.ids[: span[0]] for row, span in islice(answers, 1)]
+    stops = loading.stop_token_ids(model, template.tokenizer, template.stop_ids)
     rates: dict[int, list[float]] = defaultdict(list)
     for _ in range(arguments.rounds):
         texts = []
         for size in (1, 8, values.predict.batch_size):
             batches = dict(enumerate(batches_of(prompts, size)))
             began = time.perf_counter()
-            made = generate(model, template.tokenizer, prompts, batches, values.predict, seed=0, stop_ids=stops, context=512, done=lambda _: None)
+            made = generate(
+                model,
+                template.tokenizer,
+                prompts,
+                batches,
+                values.predict,
+                seed=0,
+                stop_ids=stops,
+                context=512,
+                content_of=template.content_of,
+                done=lambda _: None,
+            )
             rates[size].append(len(prompts) / (time.perf_counter() - began))
             texts.append({number: answer.text for number, answer in made.items()})
         assert all(text == texts[0] for text in texts), "the answers depend on the batch"

@@ -6,7 +6,7 @@ with one. Nothing is scored here.
 reads   test conversations, the manifest of the base model, adapter
 writes  predictions: one line per assistant turn and seed; beside them *_batches.jsonl: which turns were answered together, and
         *_counts.json: conversations measured and left out, by reason
-params  base_model, chat, predict, hardware
+params  base_model, chat, data.on_invalid, predict, hardware
 """
 
 from pathlib import Path

@@ -5,7 +5,9 @@ writes  prepared/{train,validation,test}.jsonl: one conversation a line; report:
 params  data
 """
 
-from collections.abc import Iterator
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -13,8 +15,9 @@ from pathlib import Path
 from qlora.core import environment
 from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, json_document
+from qlora.core.text import visible
 from qlora.data.checks import Checks
-from qlora.data.cleaning import Cleaned, SplitCount, clean
+from qlora.data.cleaning import Cleaned, FileCount, SplitCount, clean
 from qlora.data.ray_workers import ray_engine
 from qlora.data.splits import SPLITS
 from qlora.data.workers import Engine, local_engine
@@ -23,6 +26,10 @@ from qlora.params.data import DataParams
 from qlora.params.runtime import RuntimeParams
 from qlora.runtime import command, progress
 from qlora.runtime.provenance import record_environment
+
+FEW_CONVERSATIONS = 30
+MANY_DROPPED = 0.1
+logger = logging.getLogger("qlora.prepare")
 
 
 def prepare(values: Params, *, prepared: Path, report: Path, notes: Path) -> None:
@@ -35,6 +42,8 @@ def prepare(values: Params, *, prepared: Path, report: Path, notes: Path) -> Non
     """
     data, runtime = values.data, values.runtime
     counts = {split: SplitCount() for split in SPLITS}
+    files_read: defaultdict[Path, FileCount] = defaultdict(FileCount)
+    ignored: Counter[str] = Counter()
     checks = Checks(data)
     written = [*(prepared / f"{split}.jsonl" for split in SPLITS), report]
     with _engine(runtime) as engine, atomic_writers(written) as (*files, report_file):
@@ -44,14 +53,19 @@ def prepare(values: Params, *, prepared: Path, report: Path, notes: Path) -> Non
             batches = clean(path, data, is_test=is_test, engine=engine)
             for cleaned in _with_bar(batches, path.name, enabled=runtime.progress):
                 checks.apply(cleaned)
+                files_read[cleaned.path].add(cleaned.parts)
+                ignored.update(cleaned.ignored)
                 for split, part in cleaned.parts.items():
                     counts[split].add(part)
                     outputs[split].write(part.lines)
+        _tell(files_read, ignored, counts)
         _require_rows(counts, data)
         checks.require_no_leakage()
         checks.require_no_near_duplicates(outputs)
         drawn = [row for split, count in counts.items() for row in count.outcomes(split)]
-        report_file.write(json_document({**{split: count.record() for split, count in counts.items()}, **checks.record(), "plot": drawn}))
+        record = {split: count.record() for split, count in counts.items()} | checks.record()
+        by_file = {str(path): count.record() for path, count in files_read.items()}
+        report_file.write(json_document({**record, "files": by_file, "ignored": dict(ignored), "plot": drawn}))
     record_environment(notes, "prepare")
 
 
@@ -67,6 +81,20 @@ def _with_bar(batches: Iterator[Cleaned], name: str, *, enabled: bool) -> Iterat
         for batch in chain([first] if first else [], batches):
             bar.update(sum(part.rows_in for part in batch.parts.values()))
             yield batch
+
+
+def _tell(files: Mapping[Path, FileCount], ignored: Mapping[str, int], counts: Mapping[str, SplitCount]) -> None:
+    """What was read, what was dropped and what was not looked at, and a warning where that is much."""
+    for path, count in files.items():
+        logger.info("%s", visible(f"{path}: {count.told()}"))
+    for name, rows in ignored.items():
+        logger.warning("%s", visible(f"{name} is not read ({rows:,} times): take it out if it changes nothing, see docs/data.md"))
+    for split, part in counts.items():
+        dropped = part.rows_in - part.rows_out
+        if part.rows_in and dropped > part.rows_in * MANY_DROPPED:
+            logger.warning("%s of %s rows of the %s split were dropped", f"{dropped:,}", f"{part.rows_in:,}", split)
+        if 0 < part.rows_out < FEW_CONVERSATIONS:
+            logger.warning("the %s split has %d conversations: numbers of so few decide little", split, part.rows_out)
 
 
 def _require_rows(counts: dict[str, SplitCount], data: DataParams) -> None:

@@ -3,7 +3,7 @@
 reads   train and validation conversations, the manifest of the base model
 writes  adapter_folder: weights, config, tokenizer and chat template; report: token accounting and losses; metrics/train_loss.csv and
         eval_loss.csv: curves; metrics/lengths.csv: a histogram of the train conversations' tokens
-params  base_model, chat, sequence, lora, train, hardware
+params  base_model, chat, data.on_invalid, sequence, lora, train, hardware
 """
 
 import logging
@@ -54,7 +54,7 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, ada
     """
     outputs = describe.Outputs(adapter_folder, report, metrics / "train_loss.csv", metrics / "eval_loss.csv", metrics / "lengths.csv")
     require_recorded([train, validation])
-    params = {name: getattr(values, name).model_dump() for name in TRACKED}
+    params = {name: getattr(values, name).model_dump() for name in TRACKED} | {"data.on_invalid": values.data.on_invalid}
     folder = checkpoint_folder(params, [train, validation, manifests / f"{values.base_model.name}.json"])
     with process_group(), Interruption() as interruption:
         device = set_up_device(values.hardware, deterministic=values.train.deterministic, processes=values.hardware.num_processes)

@@ -9,10 +9,23 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qlora.params.chat import ChatParams
 from tests.pipeline.clone import Clone
+
+
+def chat_params(template: str = "model", on_control_tokens: Any = "error", **values: Any) -> ChatParams:
+    """The section `chat`; values that are not given change nothing."""
+    return ChatParams(template=template, on_control_tokens=on_control_tokens, **{"template_kwargs": {}, "max_unknown_share": 1.0, **values})
+
+
+def only_row(template: Any, conversation: Any) -> Any:
+    """The one row of tokens of a conversation all answers of which are learned together."""
+    (row,) = template.encode(conversation).rows
+    return row
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

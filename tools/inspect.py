@@ -27,6 +27,11 @@ PREPARED = Path("data/prepared")
 MANIFESTS = Path("models/base")
 SPLITS = ("train", "validation", "test")
 GREEN, REVERSED, RESET = "\x1b[32m", "\x1b[7m", "\x1b[0m"
+LEFT_OUT = {
+    "control_token": "a text in it looks like structure (chat.on_control_tokens)",
+    "not_rendered": "the chat template can't show it (data.on_invalid)",
+    "inseparable": "an answer shares a token with the prompt before it",
+}
 TEMPLATE = Path(__file__).with_name("inspect.html.jinja")
 
 
@@ -78,9 +83,9 @@ def _views(split: str, conversation: Conversation, template: Any, values: Params
     title = f"{split} {conversation.id} ({conversation.category})"
     # The test split is measured whole.
     sequence = values.sequence if split != "test" else values.sequence.model_copy(update={"max_length": sys.maxsize})
-    encoded = template.encode(conversation)
-    if encoded is None:
-        yield View(f"{title}: left out, a text in it looks like structure (chat.on_control_tokens)", [])
+    encoding = template.encode(conversation)
+    if encoding.dropped:
+        yield View(f"{title}: left out, {LEFT_OUT[encoding.dropped]}", [])
         return
     try:
         made = encode_split([conversation], template, sequence, split)
@@ -88,7 +93,7 @@ def _views(split: str, conversation: Conversation, template: Any, values: Params
         if error.code not in ("sequence-all-dropped", "sequence-too-long"):
             raise
         limit = f"longer than sequence.max_length = {sequence.max_length} (on_too_long: {sequence.on_too_long})"
-        yield View(f"{title}: left out, {len(encoded.ids)} tokens, {limit}", [])
+        yield View(f"{title}: left out, {max(len(row.ids) for row in encoding.rows)} tokens, {limit}", [])
         return
     control = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
     for number, example in enumerate(made.examples, start=1):

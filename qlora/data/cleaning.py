@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from qlora.core.conversation import Message, fault_in, with_system_message
+from qlora.core.conversation import CALL, ROLES, Message, Tool, fault_in, roles_of, with_system_message
 from qlora.core.errors import InputError
 from qlora.data import near_duplicates, readers
 from qlora.data.duplicates import keys_of, normalised
-from qlora.data.formats import FORMATS, recognised
-from qlora.data.formats.turns import UnsupportedTurnError
+from qlora.data.formats import FORMATS, OF_EVERY_FORMAT, recognised
+from qlora.data.formats.turns import UnsupportedTurnError, tools_of
 from qlora.data.splits import split_of
 from qlora.data.workers import Engine
 from qlora.params.data import DataParams
 
 CATEGORY_CHARS = 200
+EXAMPLES = 3
+"""Rows of each reason that are named."""
+DETAIL_CHARS = 150
 
 
 def numbers() -> "array[int]":
@@ -36,6 +39,8 @@ class Part:
     rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows that are no line, by reason."""
+    examples: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    """Of each reason the first rows: their number, and what is wrong with them where the reason alone does not say it."""
     lines: bytearray = field(default_factory=bytearray)
     """The split's file."""
     ends: "array[int]" = field(default_factory=numbers)
@@ -52,11 +57,19 @@ class Part:
     bands: list[bytes] = field(default_factory=list)
     """Keys by which near duplicates of the line are found, when they are looked for; nothing where it is too short."""
 
+    def count_dropped(self, reason: str, number: int, detail: str = "") -> None:
+        """A row of this number is no line."""
+        self.dropped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append((number, detail))
+
     def drop(self, positions: Sequence[int], reason: str) -> None:
         """Take these lines out and count them."""
         if not positions:
             return
-        self.dropped[reason] += len(positions)
+        for position in positions:
+            self.count_dropped(reason, self.rows[position])
         gone = set(positions)
         kept = [position for position in range(len(self.ends)) if position not in gone]
         spans = list(pairwise((0, *self.ends)))
@@ -76,6 +89,36 @@ class Part:
 class Cleaned(NamedTuple):
     path: Path
     parts: dict[str, Part]
+    ignored: Counter[str]
+    """Rows, and messages, with a column or key that is neither read nor known to be harmless."""
+
+
+class FileCount:
+    """What became of the rows of one file."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, list[tuple[int, str]]] = {}
+
+    def add(self, parts: Mapping[str, Part]) -> None:
+        for part in parts.values():
+            self.rows_in += part.rows_in
+            self.dropped.update(part.dropped)
+            for reason, rows in part.examples.items():
+                self.examples[reason] = sorted([*self.examples.get(reason, ()), *rows])[:EXAMPLES]
+
+    def record(self) -> dict[str, Any]:
+        return {"rows_in": self.rows_in, "rows_out": self.rows_in - self.dropped.total(), "dropped": dict(self.dropped)}
+
+    def told(self) -> str:
+        """In a line: rows, and of each reason how many were dropped and which were the first."""
+        kept = self.rows_in - self.dropped.total()
+        reasons = [
+            f"{count:,} {reason}: row {', '.join(f'{number}{detail}' for number, detail in self.examples[reason])}"
+            for reason, count in self.dropped.most_common()
+        ]
+        return f"{self.rows_in:,} rows, {kept:,} kept" + (f", dropped {'; '.join(reasons)}" if reasons else "")
 
 
 class SplitCount:
@@ -119,18 +162,37 @@ def clean(path: Path, data: DataParams, *, is_test: bool, engine: Engine) -> Ite
         InputError: a file can't be read, a row is not of data.format, or data.on_invalid refuses it.
     """
     # A json array has to be read whole, by each process.
-    divisible = all(file.suffix != ".json" for file in readers.files_of(path))
+    divisible = not any(readers.is_array(file) for file in readers.files_of(path))
     return engine(partial(_clean_share, path, data, is_test), divisible=divisible)
+
+
+def columns_of(data: DataParams) -> readers.Columns:
+    """What is read of a file, by the names that data.columns gives it.
+
+    Raises:
+        InputError: data.columns names what data.format does not read.
+    """
+    known = FORMATS[data.format]
+    optional = {**known.optional, **OF_EVERY_FORMAT}
+    if unknown := [name for name in data.columns if name not in {**known.columns, **optional}]:
+        raise InputError(
+            "data-columns",
+            f"data.columns names {unknown[0]!r}, which data.format: {data.format} does not read; known: {', '.join({**known.columns, **optional})}",
+        )
+    renamed = {name: (column,) for name, column in data.columns.items()}
+    return readers.Columns(
+        {name: renamed.get(name, spellings) for name, spellings in known.columns.items()},
+        {name: renamed.get(name, spellings) for name, spellings in optional.items()},
+    )
 
 
 def _clean_share(path: Path, data: DataParams, is_test: bool, share: int, shares: int) -> Iterator[Cleaned]:
     """Every shares-th batch; the others are read, which is cheap, and not looked at."""
-    known = FORMATS[data.format]
     cleaner = _Cleaner(data, is_test=is_test)
     try:
-        for index, batch in enumerate(readers.read_batches(path, known.columns, optional=(*known.optional, "category"))):
+        for index, batch in enumerate(readers.read_batches(path, columns_of(data))):
             if index % shares == share:
-                yield Cleaned(batch.path, cleaner.parts_of(batch))
+                yield cleaner.clean(batch)
     except readers.MissingColumnError as error:
         raise InputError(error.code, error.message + _looks_like(recognised(error.found))) from None
 
@@ -150,68 +212,107 @@ class _Cleaner:
         """The system turn for conversations without one, as it stands in a line."""
         self._opening_chars = sum(len(message["content"]) for message in opening)
 
-    def parts_of(self, batch: readers.Batch) -> dict[str, Part]:
-        parts: dict[str, Part] = {}
+    def clean(self, batch: readers.Batch) -> Cleaned:
+        cleaned = Cleaned(batch.path, {}, Counter())
         pairs: dict[str, list[list[bytes]]] = {}
-        for number, row in enumerate(batch.rows(), start=batch.first):
-            self._add(batch.path, number, row, parts, pairs)
+        rows, foreign = batch.rows()
+        for number, row in enumerate(rows, start=batch.first):
+            self._add(cleaned, number, row, pairs)
+        cleaned.ignored.update({f"column {name!r}": count for name, count in foreign.items()})
         for split, conversations in pairs.items():
-            parts[split].bands = near_duplicates.bands_of(conversations, self._near_threshold or 1)
-        return parts
+            cleaned.parts[split].bands = near_duplicates.bands_of(conversations, self._near_threshold or 1)
+        return cleaned
 
-    def _add(self, path: Path, number: int, row: readers.Row, parts: dict[str, Part], pairs: dict[str, list[list[bytes]]]) -> None:
+    def _add(self, cleaned: Cleaned, number: int, row: readers.Row | readers.BadRow, pairs: dict[str, list[list[bytes]]]) -> None:
         """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
-        messages: list[Message] = []
-        reason: str | None = None
-        detail = ""
-        try:
-            messages = self._to_messages(row) if row else []
-        except UnsupportedTurnError as error:
-            reason, detail = error.reason, f" ({error})"
-        except ValueError as error:
-            raise InputError("data-types", f"{path}: row {number}: {error}. Fix the row or choose the data.format that fits") from None
+        messages, tools, reason, detail = self._read(row, cleaned.ignored)
         contents = [message["content"] for message in messages]
         characters = sum(map(len, contents))
-        if not row or characters > self._max_chars:
+        if reason is None and (not row or characters > self._max_chars):
             # Not looked at any further: its key is that of no text.
-            messages, contents, reason, detail = [], [], "too_many_chars", f" (more than data.max_chars = {self._max_chars:,})"
-        roles = tuple([message["role"] for message in messages])
+            messages, contents, reason, detail = [], [], "too_many_chars", f"more than data.max_chars = {self._max_chars:,}"
+        roles = roles_of(messages)
         reason = reason or fault_in(roles, contents)
-        texts = [normalised(content) for content in contents]
+        plain = all(map(_is_plain, messages))
+        if reason is None and not plain and not any(message["role"] == "assistant" and message.get("learn", True) for message in messages):
+            reason = "nothing_to_learn"
+        texts = [normalised(content) for content in (contents if plain else map(_whole_text, messages))]
         text, prompt = keys_of(roles, texts)
         # A row without a text has no prompt to go by: it counts for train.
         split = "test" if self._is_test else split_of(prompt, validation=self._validation, test=self._test) if messages else "train"
-        part = parts.get(split) or parts.setdefault(split, Part())
+        part = cleaned.parts.get(split) or cleaned.parts.setdefault(split, Part())
         part.rows_in += 1
         if reason is None:
+            assert isinstance(row, dict)
             opens = roles[0] != "system"
-            self._add_line(part, messages, row.get("category"), opens=opens)
+            self._add_line(part, messages, tools, row.get("category"), opens=opens)
             part.rows.append(number)
-            # Turns alternate and the last is the assistant's: every second one is an answer.
-            part.turns.append(len(messages) // 2)
+            part.turns.append(roles.count("assistant") + roles.count(CALL))
             part.characters.append(characters + opens * self._opening_chars)
             part.texts.append(text)
             part.prompts.append(prompt)
             if self._near_threshold is not None:
                 pairs.setdefault(split, []).append(near_duplicates.word_pairs(texts if opens else texts[1:]))
         elif self._drops_invalid:
-            part.dropped[reason] += 1
+            part.count_dropped(reason, number, f" ({_short(detail or _told(reason, roles))})" if detail or reason == "unknown_role" else "")
         else:
-            raise InputError("data-invalid", f"{path}: row {number}: {reason}{detail}, roles {[*roles]}. Fix the row or set data.on_invalid to drop")
+            told = f" ({detail})" if detail else ""
+            raise InputError(
+                "data-invalid", f"{cleaned.path}: row {number}: {reason}{told}, roles {[*roles]}. Fix the row or set data.on_invalid to drop"
+            )
 
-    def _add_line(self, part: Part, messages: list[Message], category: object, *, opens: bool) -> None:
-        """`{"id": ..., "category": ..., "messages": [...]}`: the messages, whose hash is the id, are rendered once."""
+    def _read(self, row: readers.Row | readers.BadRow, ignored: Counter[str]) -> tuple[list[Message], list[Tool], str | None, str]:
+        """Messages and tools of the row; where it has none that can be used, the reason and what is wrong."""
+        if isinstance(row, readers.BadRow):
+            return [], [], row.reason, row.message
+        if not row:
+            return [], [], None, ""
+        keys: Counter[str] = Counter()
+        try:
+            messages = self._to_messages(row, keys)
+            tools = tools_of(row["tools"]) if row.get("tools") else []
+        except UnsupportedTurnError as error:
+            return [], [], error.reason, str(error)
+        except ValueError as error:
+            return [], [], "wrong_type", str(error)
+        ignored.update({f"key {key!r} of messages": count for key, count in keys.items()})
+        return messages, tools, None, ""
+
+    def _add_line(self, part: Part, messages: list[Message], tools: list[Tool], category: object, *, opens: bool) -> None:
+        """`{"id": ..., "category": ..., "messages": [...]}`, and tools where there are any: the messages, whose hash is the id, are rendered once."""
         rendered = orjson.dumps(messages)
+        offered = b',"tools":' + orjson.dumps(tools) if tools else b""
         part.lines += b'{"id":"'
-        part.lines += hashlib.sha256(rendered).hexdigest()[:16].encode()
+        part.lines += hashlib.sha256(rendered + offered).hexdigest()[:16].encode()
         part.lines += b'","category":'
         part.lines += orjson.dumps("all" if category is None else str(category)[:CATEGORY_CHARS])
         part.lines += b',"messages":['
         if opens:
             part.lines += self._opening
         part.lines += rendered[1:]
+        part.lines += offered
         part.lines += b"}\n"
         part.ends.append(len(part.lines))
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether its text is all that it says."""
+    return len(message) == 2
+
+
+def _whole_text(message: Message) -> str:
+    """What distinguishes a message from others: its text, reasoning and calls."""
+    calls = orjson.dumps(message["tool_calls"], option=orjson.OPT_SORT_KEYS).decode() if "tool_calls" in message else ""
+    return "\n".join(part for part in (message.get("reasoning_content", ""), message["content"], calls) if part)
+
+
+def _told(reason: str, roles: Sequence[str]) -> str:
+    """What the reason leaves open."""
+    return ", ".join(repr(role) for role in roles if role not in ROLES) if reason == "unknown_role" else ""
+
+
+def _short(detail: str) -> str:
+    return detail if len(detail) <= DETAIL_CHARS else detail[: DETAIL_CHARS - 3] + "..."
 
 
 def _looks_like(names: list[str]) -> str:

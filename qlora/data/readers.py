@@ -1,13 +1,17 @@
-"""Raw data files as a stream of rows: parquet and jsonl in bounded memory, a json array as a whole."""
+"""Raw data files as a stream of rows, told by their content: parquet, arrow, csv and JSON lines in bounded memory, a JSON array as a whole."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from qlora.core.errors import InputError, MachineError
@@ -21,6 +25,59 @@ LINE_BYTES = 256 << 20
 """A longer line is not read to its end."""
 NAMES_SHOWN = 20
 LFS_POINTER = b"version https://git-lfs"
+BOM = b"\xef\xbb\xbf"
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "config.json", "package.json"))
+"""Files beside the data that hold no rows."""
+HARMLESS = frozenset(
+    (
+        *("id", "idx", "index", "row_id", "uuid", "prompt_id", "conversation_id", "hash", "conversation_hash", "__index_level_0__"),
+        *("source", "dataset", "dataset_name", "origin", "split", "subset", "task", "topic", "domain", "tags", "title", "url", "license"),
+        *("created", "created_at", "timestamp", "date", "language", "lang", "model", "meta", "metadata", "prompt", "num_turns", "turns", "turn"),
+    )
+)
+"""Columns that say nothing of what is to be learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Columns that are read, under the names that the reader's caller knows, each with the names that a file may have for it."""
+
+    required: Mapping[str, tuple[str, ...]]
+    optional: Mapping[str, tuple[str, ...]]
+
+    def found_in(self, names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+        """(Name here, name there) of those that are there, and what is there besides and may change what a row means.
+
+        Raises:
+            LookupError: a required one is not there; its argument is the name.
+        """
+        there = set(names)
+        pairs = []
+        for own, spellings in (*self.required.items(), *self.optional.items()):
+            if (name := next((name for name in spellings if name in there), None)) is not None:
+                pairs.append((own, name))
+            elif own in self.required:
+                raise LookupError(spellings[0])
+        read = {name for _, name in pairs}
+        return pairs, [name for name in names if name not in read and name not in HARMLESS]
+
+
+class BadRow(NamedTuple):
+    """A row that is none."""
+
+    reason: str
+    """The word that it is counted by."""
+    message: str
+
+
+class Rows(NamedTuple):
+    """The rows of a batch as Python objects."""
+
+    rows: list[Row | BadRow]
+    """One that is too large to be made is empty."""
+    foreign: Counter[str]
+    """Rows with a column that is neither read nor known to be harmless."""
 
 
 class Batch(NamedTuple):
@@ -29,15 +86,18 @@ class Batch(NamedTuple):
     path: Path
     first: int
     """Number of the first row in its file, from 1."""
-    rows: Callable[[], list[Row]]
-    """Makes the rows; raises InputError for one that is no object or lacks a column. One that is too large to be made is empty."""
+    rows: Callable[[], Rows]
 
 
 class MissingColumnError(InputError):
-    """A file or row without a column that the format needs."""
+    """A file without a column that the format needs."""
 
     def __init__(self, place: str, name: str, found: Sequence[str]) -> None:
-        super().__init__("data-columns", f"{place} has no column {name!r}, only {_some(found)}: choose the data.format that fits")
+        super().__init__(
+            "data-columns",
+            f"{place} has no column {name!r}, only {_some(found)}: choose the data.format that fits, or name the column with "
+            f"data.columns: {{{name}: COLUMN}}",
+        )
         self.place, self.name, self.found = place, name, list(found)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,15 +116,24 @@ def files_of(path: Path) -> list[Path]:
         InputError: there is no such file, or none in the folder.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in READERS and file.is_file() and not _is_hidden(file.relative_to(path)))
+        files = sorted(file for file in path.rglob("*") if _is_data(file) and file.is_file() and not _is_hidden(file.relative_to(path)))
         if not files:
             raise InputError("data-missing", f"{path} holds no file that ends in one of {', '.join(READERS)}")
         return files
     if not path.is_file():
         raise InputError("data-missing", f"{path} is no file and no folder: set data.train_file and data.test_file to existing ones")
-    if path.suffix not in READERS:
-        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}")
+    if kind_of(path) not in READERS:
+        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}, or those with .gz or .zst")
     return [path]
+
+
+def kind_of(path: Path) -> str:
+    """The suffix by which a file is read, without that of its compression."""
+    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _is_data(file: Path) -> bool:
+    return kind_of(file) in READERS and file.name not in METADATA
 
 
 def _is_hidden(file: Path) -> bool:
@@ -72,12 +141,24 @@ def _is_hidden(file: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.parts)
 
 
-def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Batch]:
-    """The rows of a .parquet, .json (an array of objects) or .jsonl file, or of a folder of them, in order.
+def is_array(path: Path) -> bool:
+    """Whether the file is one JSON array, which has to be read whole."""
+    if kind_of(path) not in (".json", ".jsonl"):
+        return False
+    with _opened(path) as file:
+        return file.read(1024).removeprefix(BOM).lstrip()[:1] == b"["
 
-    Args:
-        columns: Must be there.
-        optional: Read where they are there.
+
+def _opened(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked."""
+    if path.suffix not in COMPRESSED:
+        return path.open("rb")
+    packed: Any = pa.CompressedInputStream(pa.OSFile(str(path)), COMPRESSED[path.suffix])
+    return io.BufferedReader(packed, 1 << 20)
+
+
+def read_batches(path: Path, columns: Columns) -> Iterator[Batch]:
+    """The rows of a file, or of a folder of them, in order.
 
     Raises:
         InputError: a file is missing, empty, a Git-LFS pointer, damaged, or lacks a column.
@@ -89,24 +170,69 @@ def read_batches(path: Path, columns: Sequence[str], optional: Sequence[str] = (
             raise InputError("data-empty", f"{file} is empty (0 bytes): fetch it again")
         if head == LFS_POINTER:
             raise InputError("data-lfs-pointer", f"{file} is a Git-LFS pointer, not data: run `git lfs pull` or download the file itself")
-        yield from READERS[file.suffix](file, columns, optional)
+        yield from READERS[kind_of(file)](file, columns)
 
 
-def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, read_dictionary=_dictionaries(path)) as file:
-            _require(path, columns, file.schema_arrow.names)
-            wanted = [name for name in file.schema_arrow.names if name in {*columns, *optional}]
+            pairs, foreign = _found(path, columns, file.schema_arrow.names)
+            wanted = [name for name in file.schema_arrow.names if name in {name for _, name in pairs}]
             first = 1
             # A row group at a time: a dictionary ends with it.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                    yield Batch(path, first, partial(_table_rows, path, batch))
+                    yield Batch(path, first, partial(_table_rows, path, batch, pairs, foreign))
                     first += batch.num_rows
-    except MemoryError as error:
-        raise MachineError("out-of-memory", f"{path} expands beyond this machine's memory ({error}): is it what it says to be?") from None
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:
-        raise _damaged(path, error) from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+UNREADABLE = (pa.ArrowException, MemoryError, OSError, ValueError, OverflowError, LookupError, TypeError)
+"""What pyarrow raises for a damaged file."""
+
+
+def _arrow(path: Path) -> Iterator[Batch]:
+    """What `datasets.save_to_disk` writes: a stream, or a file, of record batches."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                reader: Any = pa.ipc.open_stream(source)
+            except pa.ArrowInvalid:
+                reader = pa.ipc.open_file(source)
+                reader = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            yield from reader
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _arrow_batches(path: Path, columns: Columns) -> Iterator[Batch]:
+    return _tables(path, columns, _arrow(path))
+
+
+def _csv_batches(path: Path, columns: Columns) -> Iterator[Batch]:
+    """Every value is text."""
+    separator = "\t" if kind_of(path) == ".tsv" else ","
+    parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    try:
+        with _opened(path) as file:
+            names = pyarrow.csv.open_csv(file, parse_options=parse).schema.names
+        with _opened(path) as file:
+            convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+            yield from _tables(path, columns, pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert))
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _tables(path: Path, columns: Columns, batches: Iterator[pa.RecordBatch]) -> Iterator[Batch]:
+    first = 1
+    for whole in batches:
+        pairs, foreign = _found(path, columns, whole.schema.names)
+        read = whole.select(list(dict.fromkeys(name for _, name in pairs)))
+        for start in range(0, read.num_rows, BATCH_ROWS):
+            part = read.slice(start, BATCH_ROWS)
+            yield Batch(path, first, partial(_table_rows, path, part, pairs, foreign))
+            first += part.num_rows
 
 
 def _dictionaries(path: Path) -> list[str]:
@@ -123,21 +249,29 @@ def _dictionaries(path: Path) -> list[str]:
         return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _table_rows(path: Path, batch: pa.RecordBatch) -> list[Row]:
+def _table_rows(path: Path, batch: pa.RecordBatch, pairs: Sequence[tuple[str, str]], foreign: Sequence[str]) -> Rows:
+    try:
+        return Rows(_rows_of(batch, pairs), Counter(dict.fromkeys(foreign, batch.num_rows)))
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _rows_of(batch: pa.RecordBatch, pairs: Sequence[tuple[str, str]]) -> list[Row | BadRow]:
     if batch.nbytes > BATCH_BYTES and batch.num_rows > 1:
-        return [row for place in range(batch.num_rows) for row in _table_rows(path, batch.slice(place, 1))]
+        return [row for place in range(batch.num_rows) for row in _rows_of(batch.slice(place, 1), pairs)]
     if batch.nbytes > BATCH_BYTES:
         # One row of so many bytes: a few of the file's may stand for it, repeated. No conversation is as long.
         return [{}]
-    names = batch.schema.names
-    try:
-        return [dict(zip(names, values, strict=True)) for values in zip(*map(to_python, batch.columns), strict=True)]
-    except (pa.ArrowException, ValueError, OverflowError, LookupError, TypeError) as error:
-        raise _damaged(path, error) from None
+    names = [own for own, _ in pairs]
+    columns = [to_python(batch.column(name)) for _, name in pairs]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError("data-damaged", f"{path} can't be read as parquet ({error}): it is damaged or cut off, fetch it again")
+def _unreadable(path: Path, error: Exception) -> InputError | MachineError:
+    # pyarrow's error of memory is one of its own too.
+    if isinstance(error, MemoryError):
+        return MachineError("out-of-memory", f"{path} expands beyond this machine's memory ({error}): is it what it says to be?")
+    return InputError("data-damaged", f"{path} can't be read ({error}): it is damaged or cut off, fetch it again")
 
 
 def to_python(array: pa.Array) -> list[Any]:
@@ -155,6 +289,10 @@ def to_python(array: pa.Array) -> list[Any]:
         offsets = array.offsets.to_pylist()
         items = to_python(array.values.slice(offsets[0], offsets[-1] - offsets[0]))
         values = [items[start - offsets[0] : end - offsets[0]] for start, end in pairwise(offsets)]
+    elif isinstance(kind, pa.BaseExtensionType):
+        values = to_python(array.storage)
+        # How `datasets` stores a column that holds now a text, now a list of parts.
+        return [None if value is None else orjson.loads(value) for value in values] if kind.extension_name == "arrow.json" else values
     elif pa.types.is_dictionary(kind):
         texts = array.dictionary.to_pylist()
         return [None if index is None else texts[index] for index in array.indices.to_pylist()]
@@ -165,65 +303,107 @@ def to_python(array: pa.Array) -> list[Any]:
     return values
 
 
-def _jsonl(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
+def _json(path: Path, columns: Columns) -> Iterator[Batch]:
+    """A JSON array, or one object a line, whatever the file is called."""
+    try:
+        yield from (_array if is_array(path) else _lines)(path, columns)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _lines(path: Path, columns: Columns) -> Iterator[Batch]:
     first = 1
     lines: list[tuple[str, bytes]] = []
     size = number = 0
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while line := file.readline(LINE_BYTES + 1):
             number += 1
             if len(line) > LINE_BYTES:
                 raise InputError("data-damaged", f"{path}:{number} is longer than {LINE_BYTES:,} bytes: is it one JSON object a line?")
+            if number == 1:
+                line = line.removeprefix(BOM)
             if line.strip():
                 lines.append((f"{path}:{number}", line))
                 size += len(line)
             if len(lines) == BATCH_ROWS or size > BATCH_BYTES:
-                yield Batch(path, first, partial(_parsed_rows, lines, columns, optional))
+                yield Batch(path, first, partial(_parsed_rows, lines, columns, opens=first == 1))
                 first += len(lines)
                 lines, size = [], 0
     if lines:
-        yield Batch(path, first, partial(_parsed_rows, lines, columns, optional))
+        yield Batch(path, first, partial(_parsed_rows, lines, columns, opens=first == 1))
 
 
-def _parsed_rows(lines: list[tuple[str, bytes]], columns: Sequence[str], optional: Sequence[str]) -> list[Row]:
-    return [_checked(place, _parsed(place, line), columns, optional) for place, line in lines]
+def _parsed_rows(lines: list[tuple[str, bytes]], columns: Columns, *, opens: bool) -> Rows:
+    made = Rows([], Counter())
+    for number, (place, line) in enumerate(lines):
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            made.rows.append(BadRow("not_json", f"{place} is not JSON ({error}): fix or fetch it again"))
+            continue
+        _add(made, place, row, columns, opens=opens and number == 0)
+    return made
 
 
-def _json(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
-    rows = _parsed(str(path), path.read_bytes())
-    if not isinstance(rows, list):
-        raise InputError("data-damaged", f"{path} holds {type(rows).__name__}, expected an array of objects")
+def _array(path: Path, columns: Columns) -> Iterator[Batch]:
+    with _opened(path) as file:
+        text = file.read().removeprefix(BOM)
+    try:
+        rows = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InputError("data-damaged", f"{path} is not JSON ({error}): fix or fetch it again") from None
     for start in range(0, len(rows), BATCH_ROWS):
-        yield Batch(path, start + 1, partial(_array_rows, path, rows, start, columns, optional))
+        yield Batch(path, start + 1, partial(_array_rows, path, rows, start, columns))
 
 
-def _array_rows(path: Path, rows: list[Any], start: int, columns: Sequence[str], optional: Sequence[str]) -> list[Row]:
-    batch = enumerate(rows[start : start + BATCH_ROWS], start=start + 1)
-    return [_checked(f"{path}: row {number}", row, columns, optional) for number, row in batch]
+def _array_rows(path: Path, rows: list[Any], start: int, columns: Columns) -> Rows:
+    made = Rows([], Counter())
+    for number, row in enumerate(rows[start : start + BATCH_ROWS], start=start + 1):
+        _add(made, f"{path}: row {number}", row, columns, opens=number == 1)
+    return made
 
 
-READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Batch]]] = {
+READERS: dict[str, Callable[[Path, Columns], Iterator[Batch]]] = {
     ".parquet": _parquet,
     ".json": _json,
-    ".jsonl": _jsonl,
+    ".jsonl": _json,
+    ".arrow": _arrow_batches,
+    ".csv": _csv_batches,
+    ".tsv": _csv_batches,
 }
 
 
-def _parsed(place: str, text: bytes) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InputError("data-damaged", f"{place} is not JSON ({error}): fix or fetch it again") from None
+def _add(made: Rows, place: str, row: Any, columns: Columns, *, opens: bool) -> None:
+    """The row under the names that are known here, or why it is none.
 
-
-def _checked(place: str, row: Any, columns: Sequence[str], optional: Sequence[str]) -> Row:
+    Args:
+        opens: It is the first of its file: without a column that the format needs, the format is another.
+    """
     if not isinstance(row, dict):
-        raise InputError("data-damaged", f"{place} holds {type(row).__name__}, expected an object")
-    _require(place, columns, list(row))
-    return {name: row[name] for name in (*columns, *optional) if name in row}
+        made.rows.append(BadRow("no_object", f"{place} holds {type(row).__name__}, expected an object"))
+        return
+    pairs, foreign, missing = _known(tuple(row), columns)
+    if missing and opens:
+        raise MissingColumnError(place, missing, list(row))
+    if missing:
+        made.rows.append(BadRow("missing_column", f"{place} has no column {missing!r}, only {_some(list(row))}"))
+        return
+    made.rows.append({own: row[name] for own, name in pairs})
+    if foreign:
+        made.foreign.update(name for name in foreign if row[name] is not None)
 
 
-def _require(place: object, columns: Sequence[str], found: Sequence[str]) -> None:
-    for name in columns:
-        if name not in found:
-            raise MissingColumnError(str(place), name, found)
+@lru_cache(maxsize=1024)
+def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, str]], list[str], str | None]:
+    """What of these names is read and what is foreign; the name of a column that is missing. Most files hold few sets of names."""
+    try:
+        return *columns.found_in(names), None
+    except LookupError as error:
+        return [], [], str(error.args[0])
+
+
+def _found(path: Path, columns: Columns, names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    try:
+        return columns.found_in(names)
+    except LookupError as error:
+        raise MissingColumnError(str(path), str(error.args[0]), names) from None

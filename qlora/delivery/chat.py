@@ -10,15 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from qlora.core.conversation import Conversation, Message
+from qlora.core.conversation import Message
 from qlora.core.errors import InputError
 from qlora.model import loading
 from qlora.model.chat_template import ChatTemplate
 from qlora.params.predict import PredictParams
 from qlora.prediction.generation import Answer, answer_config, answer_of
-
-PLACEHOLDER = Message(role="assistant", content="Good day")
-"""An answer to encode a conversation with: what stands before it is the prompt, as the evaluation cuts it."""
 
 
 @dataclass(slots=True)
@@ -37,13 +34,7 @@ class Chat:
         Raises:
             InputError: a message looks like structure, and chat.on_control_tokens does not escape it.
         """
-        encoded = self.template.encode(Conversation("chat", "", [*messages, PLACEHOLDER]))
-        if encoded is None:
-            raise InputError(
-                "chat-control-token",
-                "a message contains what the chat template takes for structure: leave it out, or set chat.on_control_tokens to escape",
-            )
-        return encoded.ids[: encoded.spans[-1][0]]
+        return self.template.prompt(messages)
 
     def fit(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation without its oldest questions and answers, as far as a whole answer would not fit the model's context.
@@ -75,7 +66,7 @@ class Chat:
             raise InputError(
                 "chat-too-long", f"{len(ids)} tokens leave no room for an answer in the model's context of {self._context}: ask for less"
             )
-        stops = loading.stop_token_ids(self.model, self.template.tokenizer, self.template.end_of_turn)
+        stops = loading.stop_token_ids(self.model, self.template.tokenizer, self.template.stop_ids)
         config = answer_config(self.params, self.template.tokenizer, stops)
         # As for the evaluation: nothing that no param shows.
         self.model.generation_config = config
@@ -91,7 +82,7 @@ class Chat:
                 streamer=_Stream(self.template.tokenizer, stops, show) if show else None,
                 stopping_criteria=[_Interruption(self)],
             )
-        return answer_of(self.template.tokenizer, made[0, len(ids) :].tolist(), stops)
+        return answer_of(self.template.content_of, made[0, len(ids) :].tolist(), stops)
 
     @property
     def _context(self) -> int:

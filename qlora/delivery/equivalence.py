@@ -81,13 +81,13 @@ def compare(
     sides = [test_set.predict(model, template, conversations, greedy, device, progress=progress).predictions for model in (adapted, merged)]
     measured = {row["id"] for row in sides[0]}
     rows = [(conversation, template.encode(conversation)) for conversation in conversations if conversation.id in measured]
-    encoded = [row for _, row in rows if row is not None]
+    encoded = [row for _, encoding in rows for row in encoding.rows]
     kls, same = _distances(adapted, merged, encoded, device)
     answered = [(ours, theirs) for ours, theirs in zip(*sides, strict=True) if ours["answer"] is not None]
     equal = sum((ours["answer"], ours["stopped"]) == (theirs["answer"], theirs["stopped"]) for ours, theirs in answered)
     nlls = [math.fsum(row["nll_sum"] for row in side) / sum(row["tokens"] for row in side) for side in sides]
     return Equivalence(
-        conversations=len(encoded),
+        conversations=len(rows),
         tokens=len(kls),
         kl_mean=float(kls.mean()),
         kl_max=float(kls.max()),

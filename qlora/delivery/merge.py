@@ -24,7 +24,6 @@ from qlora.model import adapter, loading
 from qlora.model.chat_template import ChatTemplate
 from qlora.model.manifest import read_manifest
 from qlora.params import Params
-from qlora.params.chat import ChatParams
 from qlora.prediction.generation import answer_config
 
 MergedDtype = Literal["float32", "bfloat16", "float16"]
@@ -145,7 +144,7 @@ def write(model: PreTrainedModel, template: ChatTemplate, values: Params, adapte
     Raises:
         InputError: the tokenizer beside the adapter gives other tokens than the one that it was trained with.
     """
-    stops = loading.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    stops = loading.stop_token_ids(model, template.tokenizer, template.stop_ids)
     # Beginnings that a server goes on from: greedy or drawn, and the tokens that end a turn, as the evaluation has them.
     model.generation_config = answer_config(values.predict, template.tokenizer, stops)
     model.save_pretrained(target)
@@ -157,7 +156,7 @@ def write(model: PreTrainedModel, template: ChatTemplate, values: Params, adapte
 
 def own_template(folder: Path, values: Params) -> ChatTemplate:
     """Tokenizer and template as another program finds them in a folder."""
-    return ChatTemplate(loading.load_tokenizer(folder), ChatParams(template="model", on_control_tokens=values.chat.on_control_tokens))
+    return ChatTemplate.saved(loading.load_tokenizer(folder), on_control_tokens=values.chat.on_control_tokens)
 
 
 def chain(values: Params, manifest: Path, adapter_folder: Path, adapter_md5: str, dtype: MergedDtype) -> dict[str, Any]:

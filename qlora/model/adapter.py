@@ -13,7 +13,6 @@ from qlora.core.errors import InputError
 from qlora.core.files import write_json
 from qlora.model.chat_template import ChatTemplate
 from qlora.model.loading import load_tokenizer
-from qlora.params.chat import ChatParams
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -59,7 +58,7 @@ def require_saveable(template: ChatTemplate) -> None:
 
 
 def _require_same(template: ChatTemplate, folder: Path) -> None:
-    template.require_same(ChatTemplate(load_tokenizer(folder), ChatParams(template="model", on_control_tokens="error")))
+    template.require_same(ChatTemplate.saved(load_tokenizer(folder)))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:

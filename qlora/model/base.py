@@ -29,4 +29,4 @@ def open_base_model(values: Params, manifests: Path) -> BaseModel:
         InputError: it is not pinned, not there, not the pinned one, or its tokenizer or chat template can't be used.
     """
     folder = verified_folder(values.base_model, manifests)
-    return BaseModel(folder, load_config(folder), ChatTemplate(load_tokenizer(folder), values.chat))
+    return BaseModel(folder, load_config(folder), ChatTemplate(load_tokenizer(folder), values.chat, on_invalid=values.data.on_invalid))

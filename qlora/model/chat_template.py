@@ -1,38 +1,55 @@
-"""Conversations as tokens: the one place for training, evaluation and chat, so that all three see the same ids."""
+"""Conversations as tokens: the one place for training, evaluation and chat, so that all three see the same ids.
 
+What serving shows a model before an answer is the only truth: the prompt of an answer is the template's rendering of what came before it with
+the generation prompt, and the answer is what the template writes after that, up to and with the token that ends the turn.
+"""
+
+import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from qlora.core.conversation import ROLES, Conversation, Message
+from qlora.core.conversation import ROLES, Conversation, Message, Tool
 from qlora.core.errors import InputError
+from qlora.model import structure
+from qlora.model.control_tokens import Tokens
+from qlora.model.escaping import Shown, strings, texts
+from qlora.model.rendering import NotRenderedError, Renderer
 from qlora.params.chat import ChatParams
 
 FOLDER = Path(__file__).parent / "chat_templates"
 """Templates that chat.template may name, NAME.jinja each. The stages depend on the folder."""
-MARK = "\ue000{}\ue001"
-"""Stands for a text while a template is rendered: characters of the private use area, which no tokenizer knows."""
+OWN_TEMPLATE = "Write a template of your own to qlora/model/chat_templates/NAME.jinja and set chat.template to NAME"
 MANY_SCRIPTS = (
     Message(role="user", content=" What\tis 12345 + 67.8?\n\n\nÉcole, naïve “quotes”, Ｗｉｄｅ  "),
     Message(role="assistant", content="東京 है Привет مرحبا ไทย 🙂👩🏽‍💻 e\u0301  \n x_y(z) don't"),
     Message(role="user", content="And?"),
     Message(role="assistant", content="  - done."),
 )
+THINKING = "Let me think."
+SWITCHES = ({"enable_thinking": False}, {"thinking": False}, {"reasoning_effort": "none"})
+"""Variables by which families switch reasoning off, tried when a prompt opens a block of it."""
+WORTH_A_WARNING = 0.001
+"""Share of characters without tokens."""
+logger = logging.getLogger("qlora.chat")
+
+
+Dropped = Literal["control_token", "not_rendered", "inseparable"]
+"""A text looks like structure; the template can't show a text of the conversation; an answer shares a token with its prompt."""
+DROPPED: tuple[Dropped, ...] = get_args(Dropped)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A conversation as tokens.
+    """A conversation, or one answer with what came before it, as tokens.
 
-    `spans` holds one (start, end) per assistant turn: ids[:start] is its prompt, ids[start:end] the answer and the token
+    `spans` holds one (start, end) per answer that is learned: ids[:start] is its prompt, ids[start:end] the answer and the token
     that ends the turn.
     """
 
@@ -40,44 +57,85 @@ class Encoded:
     spans: list[tuple[int, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What became of a conversation."""
+
+    rows: list[Encoded] = field(default_factory=list)
+    """One that holds every answer; or one per answer, where the prompt of some answer is not the beginning of the whole conversation."""
+    dropped: Dropped | None = None
+    """Why there are no rows."""
+    characters: int = 0
+    """Of the texts in the rows, the template's own left out."""
+    lost: int = 0
+    """Of those that the tokenizer has no tokens for."""
+    trimmed: int = 0
+    """Characters of white space around texts that the template leaves out."""
+
+    def answers(self) -> Iterator[tuple[Encoded, tuple[int, int]]]:
+        """Each answer that is learned: the row that holds it, and its span there."""
+        return ((row, span) for row in self.rows for span in row.spans)
+
+
+class _Turn(NamedTuple):
+    """An answer as text."""
+
+    prompt: str
+    answer: str
+    whole: str
+    """The conversation up to it, with what the template writes after the end of the turn."""
+
+
+class InseparableError(InputError):
+    """An answer whose first characters and the prompt's last are one token."""
+
+
 class ChatTemplate:
     """Renders conversations with one tokenizer and one template, and refuses what would teach something wrong."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatParams) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatParams, *, on_invalid: Literal["drop", "error"] = "error") -> None:
         """Set `tokenizer.chat_template` to the template in use, so that it is saved with the adapter.
+
+        Args:
+            on_invalid: Whether a conversation that the template can't show is dropped and counted, or ends the run.
 
         Raises:
             InputError: the model has no template, or one that would teach something wrong; chat.on_control_tokens does not suit it.
         """
         self.tokenizer = tokenizer
-        self._policy = chat.on_control_tokens
-        tokenizer.chat_template = _own_template(tokenizer) if chat.template == "model" else _template_file(chat.template)
-        openings, between = self._around_turns()
-        # all_special_tokens would be the named ones alone: Llama 3 has 250 more. And a template may use a token that is not special.
-        added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
-        structural = [content for content in added if any(content in text for text in (*openings, *between))]
-        self._control = {content: number for content, (number, special) in added.items() if special or content in structural}
-        self._control_pattern = _any_of(self._control)
-        # What opens a conversation may be a system text of the template's own, which parts nothing, or a header in plain text.
-        headers = [text for text in openings if not any(content in text for content in structural if content != tokenizer.bos_token)]
-        self._delimiters = self._plain_delimiters([*headers, *between])
-        if self._policy == "escape" and (self._delimiters or not all(added[content][1] for content in structural)):
-            parts = self._delimiters.pattern if self._delimiters else ", ".join(structural)
+        self._policy, self._on_invalid, self._most_unknown = chat.on_control_tokens, on_invalid, chat.max_unknown_share
+        self.refusal: str | None = None
+        """Why the first conversation that was dropped as one that the template can't show was."""
+        self._renderer = Renderer(tokenizer, _source(tokenizer, chat.template), chat.template_kwargs)
+        tokenizer.chat_template = self._renderer.template
+        self._structure = structure.learn(self._renderer)
+        self._tokens = Tokens(tokenizer, list(self._structure.own()))
+        self._delimiters = self._plain_delimiters()
+        if self._policy == "escape" and self._delimiters:
             raise InputError(
                 "chat-escape",
                 f"chat.on_control_tokens: escape does not suit chat.template: {chat.template}, whose turns are parted by what no tokenizer can tell "
-                f"from what a person wrote ({parts}): choose error or drop",
+                f"from what a person wrote ({self._delimiters.pattern}): choose error or drop",
             )
-        self.end_of_turn = self._check_template()
+        self._ends = self._learn_ends()
+        self.end_of_turn = self._tokens.control[self._ends[0]]
+        self._end_pattern = structure.any_of(self._ends)
+        self._probe = self._check_template()
         self._choose_pad()
 
-    def encode(self, conversation: Conversation) -> Encoded | None:
-        """The conversation as tokens; None when a text in it looks like structure and chat.on_control_tokens drops such a conversation.
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens with which the template ends an answer."""
+        return [self._tokens.control[text] for text in self._ends]
+
+    def encode(self, conversation: Conversation) -> Encoding:
+        """The conversation as tokens; no rows where it is dropped.
 
         Raises:
-            InputError: such a text under chat.on_control_tokens: error, a role that does not exist, or a template that fails.
+            InputError: a text in it looks like structure under chat.on_control_tokens: error; a role does not exist; or the template can't show the
+                conversation whole under data.on_invalid: error.
         """
-        found = self._forgery(conversation.messages)
+        found = self._forgery(conversation)
         if found and self._policy == "error":
             raise InputError(
                 "chat-control-token",
@@ -85,197 +143,301 @@ class ChatTemplate:
                 "Remove it from the raw data, or set chat.on_control_tokens to drop or escape.",
             )
         if found and self._policy == "drop":
-            return None
-        encoded = self._render_escaped(conversation.messages) if found else self._render(conversation.messages)
-        turns = sum(1 for _ in conversation.assistant_turns())
-        if len(encoded.spans) != turns:
-            raise InputError(
-                "chat-spans", f"conversation {conversation.id}: the chat template marks {len(encoded.spans)} answers, the conversation has {turns}"
-            )
-        last = {encoded.ids[end - 1] for _, end in encoded.spans}
-        if last != {self.end_of_turn}:
-            raise InputError(
-                "chat-no-stop",
-                f"conversation {conversation.id}: answers end with {self._names(sorted(last))} under the chat template, "
-                f"expected {self._names([self.end_of_turn])}",
-            )
-        return encoded
-
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids after which the model writes its next turn; texts in the messages are taken as they are."""
-        return self._apply(messages, add_generation_prompt=True)["input_ids"]
-
-    def _forgery(self, messages: Sequence[Message]) -> tuple[str, str] | None:
-        """Role and text of the first thing in a message that the template or the tokenizer would take for structure."""
-        for message in messages:
-            if message["role"] not in ROLES:
-                raise InputError("chat-role", f"{message['role']!r} is no role: expected one of {', '.join(sorted(ROLES))}")
-            for pattern in (self._control_pattern, self._delimiters):
-                if pattern and (found := pattern.search(message["content"])):
-                    return message["role"], found.group()
-        return None
-
-    def _render(self, messages: Sequence[Message]) -> Encoded:
-        text, answers = self._text(messages)
-        cuts = [edge for answer in answers for edge in answer]
-        pieces = [self._ids(text[start:end]) for start, end in pairwise((0, *cuts, len(text)))]
-        whole, apart = self._ids(text), [number for piece in pieces for number in piece]
-        edges = list(accumulate(map(len, pieces)))[:-1]
-        if whole != apart:
-            # Either this tokenizer begins every text with a space of its own, and what stands before an edge is the same without the rest ...
-            before = [self._ids(text[:cut]) for cut in cuts]
-            if all(whole[: len(ids)] == ids for ids in before):
-                edges = list(map(len, before))
-            # ... or an answer's first characters and the prompt's last became one token, which no prompt to answer ends with.
-            elif self.tokenizer.decode(apart) == self.tokenizer.decode(whole):
-                whole = apart
-            else:
-                raise InputError(
-                    "chat-prompt",
-                    f"an answer in {text[:200]!r} shares a token with the prompt before it, and this tokenizer can't part them: take white "
-                    "space at the beginning of answers out of the raw data, or let the chat template trim it",
-                )
-        return Encoded(whole, list(zip(edges[::2], edges[1::2], strict=True)))
-
-    def _ids(self, text: str) -> list[int]:
-        tokenizer: Any = self.tokenizer
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _render_escaped(self, messages: Sequence[Message]) -> Encoded:
-        """Like `_render`, but control tokens in the messages are tokenised as the text that they are.
-
-        The messages are rendered with a mark in place of each such text, so that every control token in the result is the
-        template's. What lies between those is tokenised by itself, as the tokenizer does too, with the texts put back.
-        """
-        literals: list[str] = []
-
-        def hide(found: re.Match[str]) -> str:
-            literals.append(found.group())
-            return MARK.format(len(literals) - 1)
-
-        assert self._control_pattern
-        # The characters of the marks themselves are hidden too: a text may hold them.
-        hidden_texts = re.compile(f"{self._control_pattern.pattern}|[{MARK.format('')}]")
-        hidden = [Message(role=message["role"], content=hidden_texts.sub(hide, message["content"])) for message in messages]
-        text, answers = self._text(hidden)
-        marks = re.compile(MARK.format(r"(\d+)"))
-        ids: list[int] = []
-        mask: list[int] = []
-        end = 0
-        for found in [*self._control_pattern.finditer(text), None]:
-            piece, start = text[end : found.start() if found else len(text)], end
-            shown = marks.sub(lambda mark: literals[int(mark.group(1))], piece)
-            # Where a character of the shown text stands in the rendered text.
-            places = [start + place for place in _places(piece, marks, literals)]
-            for number, (first, _) in self._tokens_of_text(shown):
-                ids.append(number)
-                mask.append(any(begin <= places[first] < stop for begin, stop in answers))
-            if found:
-                ids.append(self._control[found.group()])
-                mask.append(any(begin <= found.start() < stop for begin, stop in answers))
-                end = found.end()
-        return Encoded(ids, spans_of([int(value) for value in mask]))
-
-    def _tokens_of_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """Ids and character spans of a text in which nothing is a control token."""
-        backend: Any = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True
+            return Encoding(dropped="control_token")
         try:
-            encoding = backend.encode(text, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = False
-        return list(zip(encoding.ids, encoding.offsets, strict=True))
+            return self._encode(conversation, escape=bool(found))
+        except (NotRenderedError, InseparableError) as error:
+            if self._on_invalid == "error":
+                raise InputError(error.code, f"conversation {conversation.id}: {error.message} (or set data.on_invalid to drop)") from None
+            self.refusal = self.refusal or error.message
+            return Encoding(dropped="inseparable" if isinstance(error, InseparableError) else "not_rendered")
 
-    def _text(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and where in it the answers stand."""
-        tokenizer: Any = self.tokenizer
-        with _template_errors(messages):
-            render: Any = render_jinja_template  # typed as text, returns a pair
-            rendered, answers = render(
-                [list(messages)], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
-            )
-        return rendered[0], answers[0]
-
-    def _apply(self, messages: Sequence[Message], **options: bool) -> dict[str, list[int]]:
-        tokenizer: Any = self.tokenizer
-        with _template_errors(messages):
-            return dict(tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options))
-
-    def _around_turns(self) -> tuple[list[str], list[str]]:
-        """What the template writes before the first turn, a system's or a user's, and what it writes between turns."""
-        turns = [Message(role=("user", "assistant")[number % 2], content=MARK.format(number)) for number in range(4)]
-        openings, between = [], []
-        for opening in ([Message(role="system", content=MARK.format(9))], []):
-            try:
-                first, *others = re.split(MARK.format(r"\d+"), self._text([*opening, *turns])[0])[:-1]
-            except InputError:
-                if not opening:
-                    raise
-                continue
-            openings.append(first)
-            between += others
-        return openings, between
-
-    def _plain_delimiters(self, between: Sequence[str]) -> re.Pattern[str] | None:
-        """Plain text by which turns are parted, such as "\\n\\nHuman:": a person could write it too.
-
-        A bare word after a control token, as in <|im_start|>user, is none: without that token it parts nothing.
-        """
-        found: dict[str, str] = {}
-        for text in between:
-            pieces = self._control_pattern.split(text) if self._control_pattern else [text]
-            for place, piece in enumerate(pieces):
-                core = piece.strip()
-                space = piece[: len(piece) - len(piece.lstrip())]
-                if core and not (place and core.isalpha()) and len(space) <= len(found.get(core, space)):
-                    found[core] = space
-        # Where a header ends in the white space that a delimiter begins with, a message that opens with the delimiter forges it.
-        ends = [text[len(text.rstrip()) :] for text in between]
-        parts = [
-            rf"(?:\A|{re.escape(space)})" + re.escape(core) if any(end.endswith(space) for end in ends) else re.escape(space + core)
-            for core, space in found.items()
-        ]
-        return re.compile("|".join(sorted(parts, key=len, reverse=True))) if parts else None
-
-    def _check_template(self) -> int:
-        """The token that ends every answer, after the template was tried on a conversation of its own.
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids after which the model writes its next turn.
 
         Raises:
-            InputError: not exactly one BOS, no supervised end of turn, or a prompt that training never shows.
+            InputError: a message looks like structure, and chat.on_control_tokens does not escape it; or the template can't render it.
         """
-        probe = [Message(role=role, content=content) for role, content in (("user", "Hello"), ("assistant", "Good day"), ("user", "And?"))]
-        first = self._render(probe[:2])
-        both = self._render([*probe, Message(role="assistant", content="Bye")])
-        if len(first.spans) != 1 or len(both.spans) != 2:
-            raise InputError("chat-spans", "the chat template does not mark the assistant's tokens ({% generation %}): use chat.template: vicuna")
-        ends = {both.ids[end - 1] for _, end in both.spans}
-        if len(ends) != 1 or not ends <= set(self._control.values()):
+        found = self._forgery(Conversation("", "", messages, tools))
+        if found and self._policy != "escape":
+            raise InputError(
+                "chat-control-token",
+                f"a message contains {found[1]!r}, which the chat template takes for structure: leave it out, or set chat.on_control_tokens: escape",
+            )
+        shown = Shown.of(Conversation("", "", messages, tools), self._tokens if found else None)
+        return self._tokens.ids(self._renderer.text(shown.messages, shown.tools, prompt=True), shown.literals)
+
+    def content_of(self, ids: Sequence[int]) -> str:
+        """The text of an answer, given without the token that ends it: what a person would read, without reasoning and channels."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        if not any(self._structure.before_content):
+            return text.strip()
+        whole = str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        ends = [place + len(opening) for opening in self._structure.before_content if opening and (place := whole.rfind(opening)) >= 0]
+        if ends:
+            return self._tokens.without_special(whole[max(ends) :]).strip()
+        # Cut off in the middle of its reasoning.
+        opening = self._structure.before_reasoning
+        begun = whole.strip()
+        reasons = self._structure.opened or (opening and (begun.startswith(opening) or opening.startswith(begun)))
+        return "" if reasons else text.strip()
+
+    def scored_bytes(self, ids: Sequence[int]) -> int:
+        """UTF-8 bytes of the text that these tokens of an answer stand for, its end of turn left out: what bits per byte divides by."""
+        unknown = self.tokenizer.unk_token_id
+        return len(str(self.tokenizer.decode([number for number in ids if number != unknown], skip_special_tokens=True)).strip().encode())
+
+    def require_readable(self, lost: int, characters: int, split: str) -> None:
+        """Warn of text that the tokenizer has no tokens for.
+
+        Raises:
+            InputError: more than chat.max_unknown_share of it.
+        """
+        share = lost / max(characters, 1)
+        told = f"the tokenizer has no tokens for {lost:,} of the {characters:,} characters of the {split} split ({share:.2%})"
+        if share > self._most_unknown:
+            raise InputError(
+                "chat-unknown", f"{told}, chat.max_unknown_share is {self._most_unknown:g}: choose a base model for this language, or raise it"
+            )
+        if share > WORTH_A_WARNING:
+            logger.warning("%s: the model will never see them", told)
+
+    def _encode(self, conversation: Conversation, *, escape: bool) -> Encoding:
+        shown = Shown.of(conversation, self._tokens if escape else None)
+        turns = [self._turn(shown, place) for place in conversation.assistant_turns()]
+        rows, rendered = self._together(turns, shown.literals)
+        if not rows:
+            made = [self._alone(turn, shown.literals) for turn in turns]
+            rows, rendered = made, [turn.prompt + turn.answer for turn in turns]
+        trimmed = self._require_shown(shown, conversation, rendered)
+        places = list(conversation.assistant_turns())
+        shown_by_row = [conversation.messages[: last + 1] for last in (places if len(rows) > 1 else places[-1:])]
+        counts = [self._lost(row.ids, shown.with_literals(text), messages) for row, text, messages in zip(rows, rendered, shown_by_row, strict=True)]
+        return Encoding(rows, characters=sum(count for count, _ in counts), lost=sum(lost for _, lost in counts), trimmed=trimmed)
+
+    def _turn(self, shown: Shown, place: int) -> _Turn:
+        message = shown.messages[place]
+        prompt = self._renderer.text(shown.messages[:place], shown.tools, prompt=True)
+        whole = self._renderer.text(shown.messages[: place + 1], shown.tools)
+        answer = None if whole.startswith(prompt) else self._answer_without_system(shown, place)
+        if answer is None:
+            answer = self._answer(message, prompt, whole)
+        end = self._end_pattern.search(answer) if self._end_pattern else None
+        if end is None and self._structure.after_last.strip():
+            raise NotRenderedError("chat-no-stop", f"no {' or '.join(self._ends)} follows an answer under the chat template")
+        # GLM 4 writes nothing after the last answer: what opens the next turn ends it.
+        answer = answer[: end.end()] if end else answer + self._ends[-1 if message.get("tool_calls") else 0]
+        return _Turn(prompt, answer, whole if whole.startswith(prompt + answer) else prompt + answer)
+
+    def _answer_without_system(self, shown: Shown, place: int) -> str | None:
+        """The answer as the conversation without its system turn has it, where there is one: Mistral v0.3 writes the system text into the last
+        turn if that is a user's, and not at all if an answer follows."""
+        messages = shown.messages[1 : place + 1]
+        if shown.messages[0]["role"] != "system" or not messages[:-1]:
+            return None
+        prompt, whole = self._renderer.text(messages[:-1], shown.tools, prompt=True), self._renderer.text(messages, shown.tools)
+        return whole[len(prompt) :] if whole.startswith(prompt) else None
+
+    def _answer(self, message: Message, prompt: str, whole: str) -> str:
+        """What follows the prompt, with the end of the turn and what the template writes after it.
+
+        Raises:
+            NotRenderedError: the prompt is not what training would show: a block of reasoning that the answer does not have, or does have.
+        """
+        reasoning = message.get("reasoning_content", "").strip()
+        tail = re.findall(r"(?:<[^<>]*>)?\s*\Z", prompt)[0]
+        if self._structure.opened and not reasoning:
+            raise NotRenderedError(
+                "chat-reasoning",
+                f"the prompt that serving shows ends in {tail!r}, a block of reasoning, and this answer has none: train on answers with "
+                f"`reasoning_content`{self._switch()}",
+            )
+        if whole.startswith(prompt):
+            return whole[len(prompt) :]
+        common = structure.common_length(prompt, whole)
+        if self._structure.opened and not self._structure.reasoning:
+            # DeepSeek's templates open the block and never show what was in it: it stands there as the model writes it.
+            return f"{reasoning}\n{self._structure.opened}\n\n{whole[common:].lstrip()}"
+        if reasoning:
+            raise NotRenderedError(
+                "chat-reasoning",
+                f"the prompt that serving shows ends in {tail!r}, so the reasoning of this answer would never be written: leave `reasoning_content` "
+                "out of the raw data, or switch reasoning on in chat.template_kwargs",
+            )
+        raise NotRenderedError(
+            "chat-prompt",
+            f"the prompt that serving shows is not what the chat template writes before an answer:\n  prompt   ...{prompt[-200:]!r}\n"
+            f"  training ...{whole[max(0, common - 100) :][:300]!r}\n{OWN_TEMPLATE}",
+        )
+
+    def _switch(self) -> str:
+        """The variable of this template that switches reasoning off, as a way out; nothing where it has none."""
+        for values in SWITCHES:
+            found = structure.learn(Renderer(self.tokenizer, self._renderer.template, values))
+            if found.opened is None and found.before_content:
+                return f", or set chat.template_kwargs: {json.dumps(values)}"
+        return ""
+
+    def _together(self, turns: Sequence[_Turn], literals: Sequence[str] | None) -> tuple[list[Encoded], list[str]]:
+        """All answers in one row, and its text; nothing where the prompt of one is not the beginning of the whole."""
+        if not turns or not all(turns[-1].whole.startswith(turn.prompt + turn.answer) for turn in turns):
+            return [], []
+        whole, *prompts = self._tokens.all_ids([turns[-1].whole, *(turn.prompt for turn in turns)], literals)
+        if not all(whole[: len(prompt)] == prompt for prompt in prompts):
+            return [], []
+        stops = set(self.stop_ids)
+        spans = []
+        for prompt in prompts:
+            end = next(place for place in range(len(prompt), len(whole)) if whole[place] in stops) + 1
+            spans.append((len(prompt), end))
+        return [Encoded(whole, spans)], [turns[-1].whole]
+
+    def _alone(self, turn: _Turn, literals: Sequence[str] | None) -> Encoded:
+        """An answer after its prompt, whose ids are the prompt's own.
+
+        Raises:
+            InseparableError: no tokens of the answer continue those of the prompt with the same text.
+        """
+        prompt, together, apart = self._tokens.all_ids([turn.prompt, turn.prompt + turn.answer, turn.answer], literals)
+        if together[: len(prompt)] != prompt:
+            # A tokenizer that begins every text with a space would begin the answer with one.
+            after = self._tokens.ids_after_anchor(turn.answer, literals)
+            wanted = self.tokenizer.decode(together)
+            fitting = [answer for answer in (apart, after) if answer and self.tokenizer.decode([*prompt, *answer]) == wanted]
+            if not fitting:
+                raise InseparableError(
+                    "chat-prompt",
+                    f"an answer in {turn.prompt[-200:] + turn.answer[:50]!r} shares a token with the prompt before it, and this tokenizer can't part "
+                    "them: take white space at the beginning of answers out of the raw data, or let the chat template trim it",
+                )
+            together = [*prompt, *fitting[0]]
+        return Encoded(together, [(len(prompt), len(together))])
+
+    def _require_shown(self, shown: Shown, conversation: Conversation, rendered: Sequence[str]) -> int:
+        """Characters of outer white space that the template removed.
+
+        Raises:
+            NotRenderedError: a text of the conversation is not in what is trained.
+        """
+        places = list(conversation.assistant_turns())
+        trimmed = 0
+        for text, last in zip(rendered, places if len(rendered) > 1 else places[-1:], strict=True):
+            for message in shown.messages[: last + 1]:
+                for kind, wanted in texts(message):
+                    if wanted in text:
+                        continue
+                    core = wanted.strip()
+                    if core not in text and json.dumps(core, ensure_ascii=False)[1:-1] not in text:
+                        raise NotRenderedError("chat-text-lost", f"the chat template leaves out {kind} of a {message['role']} turn: {core[:100]!r}")
+                    trimmed += len(wanted) - len(core) if core in text else 0
+            for tool in shown.tools:
+                if tool.get("function", tool).get("name", "") not in text:
+                    raise NotRenderedError("chat-text-lost", "the chat template leaves out the definitions of the row's tools")
+            learned = places if len(rendered) == 1 else [last]
+            for place in learned:
+                reasoning = shown.messages[place].get("reasoning_content", "").strip()
+                if reasoning and reasoning not in text:
+                    raise NotRenderedError("chat-text-lost", f"the chat template leaves out the reasoning of an answer: {reasoning[:100]!r}")
+        return trimmed
+
+    def _lost(self, ids: Sequence[int], text: str, messages: Sequence[Message]) -> tuple[int, int]:
+        """Characters of the messages' texts, and how many of those the tokens of the rendered text don't hold."""
+        wanted = [shown for message in messages for _, shown in texts(message)]
+        characters = sum(map(len, wanted))
+        decoded = str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if decoded == text:
+            return characters, 0
+        unknown = self.tokenizer.unk_token_id
+        known = self.tokenizer.decode([number for number in ids if number != unknown], clean_up_tokenization_spaces=False)
+        missing = Counter(text) - Counter(str(known))
+        if self._tokens.takes_white_space:
+            # Of the template's own, beside its tokens.
+            missing = Counter({character: count for character, count in missing.items() if not character.isspace()})
+        return characters, (missing & Counter("".join(wanted))).total()
+
+    def _forgery(self, conversation: Conversation) -> tuple[str, str] | None:
+        """Role and text of the first thing in a conversation that the template or the tokenizer would take for structure."""
+        for message in conversation.messages:
+            if message["role"] not in ROLES:
+                raise InputError("chat-role", f"{message['role']!r} is no role: expected one of {', '.join(sorted(ROLES))}")
+            for pattern in (self._tokens.pattern, self._delimiters):
+                for text in strings(message) if pattern else ():
+                    if pattern and (found := pattern.search(text)):
+                        return message["role"], found.group()
+        for text in strings(list(conversation.tools)) if self._tokens.pattern else ():
+            if self._tokens.pattern and (found := self._tokens.pattern.search(text)):
+                return "tool", found.group()
+        return None
+
+    def _plain_delimiters(self) -> re.Pattern[str] | None:
+        # What opens a conversation may be a system text of the template's own, which parts nothing, or a header in plain text.
+        bos = self.tokenizer.bos_token
+        headers = [text for text in self._structure.openings if not any(token in text for token in self._tokens.structural if token != bos)]
+        return structure.plain_delimiters(self._structure, self._tokens.pattern, headers)
+
+    def _learn_ends(self) -> list[str]:
+        found = structure.ends_of(self._structure, self._tokens.special_by_text)
+        if found is None:
             raise InputError(
                 "chat-no-stop",
-                f"an answer ends with {self._names(sorted(ends))} under this chat template: no single control token tells the model to stop",
+                f"an answer ends with {self._structure.after_answer!r} under this chat template: no control token tells the model to stop. "
+                f"{OWN_TEMPLATE}",
             )
+        return [found.answer, *([found.call] if found.call else [])]
+
+    def _check_template(self) -> Conversation:
+        """A conversation that this template can show.
+
+        Raises:
+            InputError: two BOS, or a template that can't show a plain conversation or one with reasoning.
+        """
+        plain = Conversation("probe", "", MANY_SCRIPTS)
+        thinking = [Message(**message, reasoning_content=THINKING) if message["role"] == "assistant" else message for message in MANY_SCRIPTS]
+        probe, encoding = self._first_shown(plain, Conversation("probe", "", thinking))
         bos = self.tokenizer.bos_token_id
-        if bos is not None and both.ids.count(bos) != 1 and bos not in ends:
-            raise InputError(
-                "chat-bos",
-                f"the chat template writes {both.ids.count(bos)} BOS tokens ({self.tokenizer.bos_token!r}), expected one: {self._names(both.ids)}",
-            )
-        for messages, encoded, span in ((probe[:1], first, 0), (probe, both, 1)):
-            prompt, trained = self._prompt(messages), encoded.ids[: encoded.spans[span][0]]
-            if prompt != trained:
-                raise InputError(
-                    "chat-prompt",
-                    "the generation prompt is not what training shows before an answer:\n"
-                    f"  prompt   {self._names(prompt)}\n  training {self._names(trained)}",
-                )
-        if self._policy == "escape" and self._render_escaped(probe) != self._render(probe):
+        if bos is not None and encoding.rows[0].ids[:2] == [bos, bos]:
+            raise InputError("chat-bos", f"the chat template begins with two BOS tokens ({self.tokenizer.bos_token!r})")
+        if self._policy == "escape" and [row.ids for row in self._encode(probe, escape=True).rows] != [row.ids for row in encoding.rows]:
             raise InputError(
                 "chat-escape",
                 "chat.on_control_tokens: escape does not suit this tokenizer, which reads a text between control tokens otherwise than by itself: "
                 "choose error or drop",
             )
-        return ends.pop()
+        if "{% generation %}" in re.sub(r"\{%-?\s*generation\s*-?%\}", "{% generation %}", self._renderer.template):
+            self._check_markers(probe)
+        return probe
+
+    def _first_shown(self, *probes: Conversation) -> tuple[Conversation, Encoding]:
+        refusal: InputError | None = None
+        for probe in probes:
+            try:
+                return probe, self._encode(probe, escape=False)
+            except InseparableError:
+                return self._first_shown(_trimmed(probe))
+            except NotRenderedError as error:
+                refusal = refusal or error
+        assert refusal
+        raise InputError(refusal.code, refusal.message) from None
+
+    def _check_markers(self, probe: Conversation) -> None:
+        """Raises InputError where {% generation %} marks something else than the answers that follow from the prompts."""
+        places = list(probe.assistant_turns())
+        turns = [self._turn(Shown.of(probe, None), place) for place in places]
+        marked = self._renderer.marked(probe.messages)
+        ours = [turn.answer.strip() for turn in turns]
+        pattern = self._end_pattern
+        theirs = [text[: found.end()] if pattern and (found := pattern.search(text)) else text for text in marked]
+        if len(marked) != len(turns) or not all(our.endswith(their.strip()) for our, their in zip(ours, theirs, strict=True)):
+            raise InputError(
+                "chat-spans",
+                f"{{% generation %}} of the chat template marks {marked}, but serving's prompts are followed by {ours}: fix the template",
+            )
+
+    @classmethod
+    def saved(cls, tokenizer: PreTrainedTokenizerBase, *, on_control_tokens: Literal["error", "drop", "escape"] = "error") -> "ChatTemplate":
+        """That of a published folder, whose template holds all that the params said of it."""
+        chat = ChatParams(template="model", on_control_tokens=on_control_tokens, template_kwargs={}, max_unknown_share=1.0)
+        return cls(tokenizer, chat)
 
     def _choose_pad(self) -> None:
         """Pad with a token that no answer holds, where the tokenizer has one.
@@ -283,89 +445,46 @@ class ChatTemplate:
         Padding is masked by position; a supervised token would still confuse other programs.
         """
         tokenizer: Any = self.tokenizer
-        if tokenizer.pad_token_id not in (None, self.end_of_turn):
+        if tokenizer.pad_token_id not in (None, *self.stop_ids):
             return
-        used = "".join(text for texts in self._around_turns() for text in texts)
-        unused = [token for token in self._control if token not in used and token != tokenizer.unk_token]
+        used = "".join(self._structure.own())
+        unused = [token for token in self._tokens.control if token not in used and token != tokenizer.unk_token]
         candidates = [*unused, tokenizer.bos_token, tokenizer.unk_token, tokenizer.eos_token]
-        fitting = [token for token in candidates if token is not None and self._control.get(token) != self.end_of_turn]
+        fitting = [token for token in candidates if token is not None and self._tokens.control.get(token) not in self.stop_ids]
         tokenizer.pad_token = fitting[0] if fitting else tokenizer.eos_token
 
     def require_same(self, saved: "ChatTemplate") -> None:
         """Raises InputError when this template, saved with its tokenizer and loaded again, renders a conversation of many scripts otherwise."""
-        ours, theirs = self._render(MANY_SCRIPTS), saved._render(MANY_SCRIPTS)
+        ours, theirs = ([number for row in template.encode(self._probe).rows for number in row.ids] for template in (self, saved))
         if ours != theirs:
             raise InputError(
                 "chat-reloaded",
                 "the tokenizer gives other tokens once it was saved with the adapter and loaded again, nothing was published:\n"
-                f"  training {self._names(ours.ids)}\n  saved    {saved._names(theirs.ids)}",
+                f"  training {self._names(ours)}\n  saved    {saved._names(theirs)}",
             )
 
     def _names(self, ids: list[int]) -> list[str]:
         return list(self.tokenizer.convert_ids_to_tokens(ids))
 
 
-def spans_of(mask: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of ones as (start, end).
-
-    >>> spans_of([0, 1, 1, 0, 1])
-    [(1, 3), (4, 5)]
-    """
-    edges = [index for index, (before, after) in enumerate(zip((0, *mask), (*mask, 0), strict=True)) if before != after]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+def _trimmed(conversation: Conversation) -> Conversation:
+    messages = [Message(**{**message, "content": message["content"].strip()}) for message in conversation.messages]
+    return Conversation(conversation.id, conversation.category, messages, conversation.tools)
 
 
-@contextmanager
-def _template_errors(messages: Sequence[Message]) -> Iterator[None]:
-    try:
-        yield
-    except TemplateError as error:
-        roles = [message["role"] for message in messages]
-        raise InputError(
-            "chat-template", f"the chat template refuses roles {roles}: {error}. If it knows no system turn, set data.system_message to null."
-        ) from None
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of these texts, the longest first; None when there are none."""
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
-
-
-def _places(piece: str, marks: re.Pattern[str], literals: Sequence[str]) -> list[int]:
-    """For each character of the piece with its marks replaced by the literals, its place in the piece."""
-    places: list[int] = []
-    end = 0
-    for mark in marks.finditer(piece):
-        places += range(end, mark.start())
-        places += [mark.start()] * len(literals[int(mark.group(1))])
-        end = mark.end()
-    return [*places, *range(end, len(piece))]
-
-
-def _template_file(name: str) -> str:
-    path = FOLDER / f"{name}.jinja"
-    if not path.is_file():
-        known = ", ".join(["model", *sorted(file.stem for file in FOLDER.glob("*.jinja"))])
-        raise InputError("chat-template-missing", f"chat.template = {name!r}: there is no {path}; known: {known}. Write the file, or choose another.")
-    return path.read_text(encoding="utf-8")
-
-
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The model's template; where it does not mark the assistant's tokens, TRL's training template of the same family."""
+def _source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """The text of the template that chat.template names."""
+    if name != "model":
+        path = FOLDER / f"{name}.jinja"
+        if not path.is_file():
+            known = ", ".join(["model", *sorted(file.stem for file in FOLDER.glob("*.jinja"))])
+            raise InputError(
+                "chat-template-missing", f"chat.template = {name!r}: there is no {path}; known: {known}. Write the file, or choose another."
+            )
+        return path.read_text(encoding="utf-8")
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
         raise InputError("chat-no-template", "the base model has no chat template: set chat.template to vicuna, or choose an instruct model")
-    if "endgeneration" in template:
-        return str(template)
-    from trl.chat_template_utils import get_training_chat_template  # noqa: PLC0415 - five seconds that most runs need not pay
-
-    try:
-        patched = get_training_chat_template(tokenizer)
-    except ValueError as error:
-        raise InputError(
-            "chat-no-markers", f"the base model's chat template does not mark the assistant's tokens, and TRL knows none of its family: {error}"
-        ) from None
-    return str(patched or template)
+    return str(template)

@@ -1,5 +1,6 @@
 """The base model and its tokenizer, loaded from verified files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,9 @@ def check_context(config: PretrainedConfig, max_length: int) -> None:
         raise InputError("sequence-context", f"sequence.max_length = {max_length} exceeds the base model's context of {context} tokens: lower it")
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> list[int]:
-    """Every token that ends an answer: the chat template's end of turn, and the model's and tokenizer's own."""
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template_stops: Sequence[int]) -> list[int]:
+    """Every token that ends an answer: those of the chat template, and the model's and tokenizer's own."""
     config: Any = model.generation_config
     ends = config.eos_token_id if config is not None else None
-    found = {end_of_turn, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    found = {*template_stops, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     return sorted(token for token in found if token is not None)

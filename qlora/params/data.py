@@ -11,19 +11,21 @@ from qlora.params.section import Section
 
 class DataParams(Section):
     train_file: str = Field(min_length=1)
-    """Raw rows: a .parquet, .json or .jsonl file, or a folder of them, read in sorted order."""
+    """Raw rows: a file of parquet, arrow, csv, tsv or JSON, the last four packed by gzip or zstd too, or a folder of them, read in sorted order."""
     test_file: str = Field(min_length=1)
     """Like train_file. The same path: the test split is carved out of it by hash."""
     test_fraction: float = Field(gt=0, lt=1)
     """Share carved out for the test split; only read when test_file is train_file."""
     format: Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
     """How a row holds its conversation: one file of qlora/data/formats each."""
+    columns: dict[str, str]
+    """Names that columns have in the files, by the names that the format knows, such as {instruction: question, output: answer}."""
     system_message: str | None = Field(min_length=1)
     """Given to conversations without a system turn; null leaves them as they are."""
     validation_fraction: float = Field(ge=0, lt=1)
     """Share of the train file held back for the validation loss, by hash of the prompt; 0 means none."""
     on_invalid: Literal["drop", "error"]
-    """A conversation that can't be trained on is dropped and counted by reason, or ends the run."""
+    """A conversation that can't be trained on, or that the chat template can't show, is dropped and counted by reason, or ends the run."""
 
     max_chars: int = Field(gt=0)
     """Characters of a conversation, all messages together. A longer one is invalid, and is not looked at any further."""

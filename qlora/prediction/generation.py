@@ -54,6 +54,7 @@ def generate(
     seed: int,
     stop_ids: Sequence[int],
     context: int,
+    content_of: Callable[[Sequence[int]], str],
     done: Callable[[int], object],
 ) -> dict[int, Answer]:
     """The answers to the prompts of these batches, by the number of the prompt.
@@ -66,6 +67,7 @@ def generate(
         batches: Prompts answered together, by the number of the batch. The longest of each says where its context ends: see batches_of.
         stop_ids: Tokens that end an answer.
         context: Most tokens of prompt and answer together.
+        content_of: Makes text of an answer's tokens.
         done: Called with the number of prompts answered, after each batch.
     """
     config = answer_config(params, tokenizer, stop_ids)
@@ -76,7 +78,7 @@ def generate(
         torch.manual_seed((seed << 20) + number)
         config.max_new_tokens = min(params.max_new_tokens, context - max(len(prompts[index]) for index in batch))
         new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
-        answers |= {index: answer_of(tokenizer, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
+        answers |= {index: answer_of(content_of, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
         done(len(batch))
     return answers
 
@@ -94,8 +96,7 @@ def _generate_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], co
     return new_ids
 
 
-def answer_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_ids: Collection[int]) -> Answer:
+def answer_of(content_of: Callable[[Sequence[int]], str], ids: Sequence[int], stop_ids: Collection[int]) -> Answer:
     """New token ids as an answer: cut at the first stop token."""
     end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-    return Answer(str(text).strip(), stopped=end is not None, tokens=len(ids) if end is None else end)
+    return Answer(content_of(ids[:end]), stopped=end is not None, tokens=len(ids) if end is None else end)

@@ -1,6 +1,7 @@
 """A model on the test set, the same way for the base model and for the adapter: likelihoods and answers, nothing scored."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.model import loading
-from qlora.model.chat_template import ChatTemplate, Encoded
+from qlora.model.chat_template import DROPPED, ChatTemplate, Encoded, Encoding
 from qlora.model.distributed import gather_items, rank_and_size
 from qlora.params.predict import PredictParams
 from qlora.prediction.generation import Answer, batches_of, generate
@@ -31,15 +32,13 @@ class _Turn(NamedTuple):
     """One assistant turn of the test set."""
 
     conversation: Conversation
-    encoded: Encoded
+    row: Encoded
+    span: tuple[int, int]
+    """Where in the row the reference stands."""
     number: int
-    place: int
-    """Position of the reference among the messages."""
+    calls_tools: bool
+    """Such a reference is no text to compare an answer with."""
     is_last: bool
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return self.encoded.spans[self.number]
 
 
 def predict(
@@ -61,29 +60,39 @@ def predict(
     model.eval()
     context = loading.context_length(model.config)
     kept, counts = _kept(template, conversations, params, context)
-    turns = [
-        _Turn(conversation, row, number, place, number == len(row.spans) - 1)
-        for conversation, row in kept
-        for number, place in enumerate(conversation.assistant_turns())
-    ]
-    nlls = _nlls(model, [row for _, row in kept], device, progress=progress)
-    asked = [turn for turn in turns if params.turns == "all" or turn.is_last]
-    prompts = [turn.encoded.ids[: turn.span[0]] for turn in asked]
+    turns = [turn for conversation, encoding in kept for turn in _turns(conversation, encoding)]
+    nlls = _nlls(model, [row for _, encoding in kept for row in encoding.rows], device, progress=progress)
+    asked = [turn for turn in turns if _is_asked(turn, params)]
+    prompts = [turn.row.ids[: turn.span[0]] for turn in asked]
     batches = batches_of(prompts, params.batch_size, most=context - params.max_new_tokens)
     answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
     predictions = []
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
         _require_finite(turn, nll_sum)
-        reference = turn.conversation.messages[turn.place]["content"].strip()
-        likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": turn.span[1] - turn.span[0], "bytes": len(reference.encode())}
+        start, end = turn.span
+        scored = template.scored_bytes(turn.row.ids[start : end - 1])
+        likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": end - start, "bytes": scored}
         identity = {"id": turn.conversation.id, "turn": turn.number, "category": turn.conversation.category}
         for seed in params.generation_seeds:
-            answer = next(answers[seed]) if params.turns == "all" or turn.is_last else None
+            answer = next(answers[seed]) if _is_asked(turn, params) else None
             predictions.append({**identity, "seed": seed, **likelihood, **_answered(answer)})
     composition = [
         {"batch": number, "turns": [[asked[index].conversation.id, asked[index].number] for index in batch]} for number, batch in enumerate(batches)
     ]
     return Measured(predictions, counts, composition)
+
+
+def _turns(conversation: Conversation, encoding: Encoding) -> list[_Turn]:
+    places = list(conversation.assistant_turns())
+    return [
+        _Turn(conversation, row, span, number, "tool_calls" in conversation.messages[place], number == len(places) - 1)
+        for number, (place, (row, span)) in enumerate(zip(places, encoding.answers(), strict=True))
+    ]
+
+
+def _is_asked(turn: _Turn, params: PredictParams) -> bool:
+    """Whether the model answers it; of the others the likelihood is all that is measured."""
+    return (params.turns == "all" or turn.is_last) and not turn.calls_tools
 
 
 def _require_finite(turn: _Turn, nll_sum: float) -> None:
@@ -98,20 +107,27 @@ def _require_finite(turn: _Turn, nll_sum: float) -> None:
 
 def _kept(
     template: ChatTemplate, conversations: Sequence[Conversation], params: PredictParams, context: int
-) -> tuple[list[tuple[Conversation, Encoded]], dict[str, int]]:
+) -> tuple[list[tuple[Conversation, Encoding]], dict[str, int]]:
     """Conversations that are measured, as tokens, and counts of all."""
     chosen = _chosen(conversations, params.num_examples)
-    encoded = [template.encode(conversation) for conversation in chosen]
-    whole = [(conversation, row) for conversation, row in zip(chosen, encoded, strict=True) if row is not None]
-    kept = [(conversation, row) for conversation, row in whole if _fits(conversation, row, context, params)]
-    counts = {
+    encoded = [(conversation, template.encode(conversation)) for conversation in chosen]
+    kept = [(conversation, encoding) for conversation, encoding in encoded if not encoding.dropped and _fits(conversation, encoding, context, params)]
+    dropped = Counter(encoding.dropped for _, encoding in encoded if encoding.dropped)
+    counts: dict[str, int] = {
         "conversations": len(conversations),
         "not_chosen": len(conversations) - len(chosen),
-        "control_token": len(chosen) - len(whole),
-        "too_long": len(whole) - len(kept),
+        **{reason: dropped[reason] for reason in DROPPED},
+        "too_long": len(chosen) - dropped.total() - len(kept),
+        "characters": sum(encoding.characters for _, encoding in kept),
+        "characters_lost": sum(encoding.lost for _, encoding in kept),
     }
+    template.require_readable(counts["characters_lost"], counts["characters"], "test")
     if not kept:
-        raise InputError("test-all-dropped", f"no test conversation is left to answer; the model's context is {context} tokens; counts: {counts}")
+        raise InputError(
+            "test-all-dropped",
+            f"no test conversation is left to answer; the model's context is {context} tokens; counts: {counts}"
+            + (f". The first that the chat template can't show: {template.refusal}" if template.refusal else ""),
+        )
     return kept, counts
 
 
@@ -123,13 +139,14 @@ def _chosen(conversations: Sequence[Conversation], num_examples: int | None) -> 
     return [conversations[place] for place in sorted(order[:num_examples])]
 
 
-def _fits(conversation: Conversation, row: Encoded, context: int, params: PredictParams) -> bool:
-    if len(row.ids) <= context:
+def _fits(conversation: Conversation, encoding: Encoding, context: int, params: PredictParams) -> bool:
+    longest = max(len(row.ids) for row in encoding.rows)
+    if longest <= context:
         return True
     if params.on_too_long == "error":
         raise InputError(
             "test-too-long",
-            f"test conversation {conversation.id} has {len(row.ids)} tokens, the model's context {context}: "
+            f"test conversation {conversation.id} has {longest} tokens, the model's context {context}: "
             "set predict.on_too_long to drop, or take it out of the test file",
         )
     return False
@@ -159,9 +176,20 @@ def _answers(
 ) -> list[Answer]:
     rank, size = rank_and_size()
     own = {number: batches[number] for number in range(rank, len(batches), size)}
-    stops = loading.stop_token_ids(model, template.tokenizer, template.end_of_turn)
+    stops = loading.stop_token_ids(model, template.tokenizer, template.stop_ids)
     with progress_bars.bar("answers", total=sum(map(len, own.values())), unit="turns", enabled=progress) as bar:
-        answered = generate(model, template.tokenizer, prompts, own, params, seed=seed, stop_ids=stops, context=context, done=bar.update)
+        answered = generate(
+            model,
+            template.tokenizer,
+            prompts,
+            own,
+            params,
+            seed=seed,
+            stop_ids=stops,
+            context=context,
+            content_of=template.content_of,
+            done=bar.update,
+        )
     return gather_items(answered, len(prompts))
 
 

@@ -13,7 +13,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.core.files import read_jsonl
 from qlora.core.text import visible
-from qlora.model.chat_template import ChatTemplate, Encoded
+from qlora.model.chat_template import ChatTemplate, Encoded, Encoding
 from qlora.params.sequence import SequenceParams
 
 IGNORE_INDEX = -100
@@ -39,17 +39,28 @@ class EncodedSplit:
     """The examples of a split, and what became of every conversation and token on the way."""
 
     examples: list[Example] = field(default_factory=list)
+    conversations: int = 0
     lengths: list[int] = field(default_factory=list)
-    """Tokens of every conversation that has a form as tokens, also of those that are dropped for it."""
-    dropped: Counter[str] = field(default_factory=lambda: Counter(control_token=0, too_long=0, no_answer_left=0))
+    """Tokens of every row of every conversation that has a form as tokens, also of those that are dropped for it."""
+    dropped: Counter[str] = field(default_factory=lambda: Counter(control_token=0, not_rendered=0, inseparable=0, too_long=0, no_answer_left=0))
     """Conversations that no example holds anything of, by reason."""
+    one_by_one: int = 0
+    """Conversations each answer of which is a row of its own, after the history that serving would show."""
+    history_tokens: int = 0
+    """Of those, tokens of prompts beyond the first row's: what was shown before is shown again."""
     cut: int = 0
     """Conversations that were truncated or split."""
     dropped_tokens: int = 0
     truncated_tokens: int = 0
-    """Tokens of conversations that were not dropped, in no example."""
+    """Tokens of rows that were not dropped, in no example."""
     repeated_tokens: int = 0
-    """The first token of a later piece of a split conversation, which is the last of the piece before."""
+    """The first token of a later piece of a split row, which is the last of the piece before."""
+    characters: int = 0
+    """Of the texts in the rows."""
+    lost: int = 0
+    """Of those that the tokenizer has no tokens for."""
+    trimmed: int = 0
+    """Characters of white space around texts that the chat template leaves out."""
     answers: int = 0
     """Assistant turns of which an example holds a token."""
     ends: int = 0
@@ -59,12 +70,12 @@ class EncodedSplit:
         """For metrics: conversations in = out + dropped, and tokens in + repeated = out + dropped + truncated."""
         out = sum(len(example.ids) for example in self.examples)
         supervised = sum(example.supervised for example in self.examples)
-        conversations = len(self.lengths) + self.dropped["control_token"]
         return {
             "conversations": {
-                "in": conversations,
-                "out": conversations - self.dropped.total(),
+                "in": self.conversations,
+                "out": self.conversations - self.dropped.total(),
                 "cut": self.cut,
+                "one_by_one": self.one_by_one,
                 "dropped": dict(self.dropped),
             },
             "tokens": {
@@ -75,7 +86,9 @@ class EncodedSplit:
                 "dropped": self.dropped_tokens,
                 "truncated": self.truncated_tokens,
                 "repeated": self.repeated_tokens,
+                "history": self.history_tokens,
             },
+            "characters": {"in": self.characters, "lost": self.lost, "trimmed": self.trimmed},
             "end_of_turn_per_answer": self.ends / max(self.answers, 1),
         }
 
@@ -93,17 +106,19 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
     """
     made = EncodedSplit()
     for conversation in conversations:
-        encoded = template.encode(conversation)
-        if encoded is None:
-            made.dropped["control_token"] += 1
+        made.conversations += 1
+        encoding = template.encode(conversation)
+        if encoding.dropped:
+            made.dropped[encoding.dropped] += 1
             continue
-        if len(encoded.ids) > sequence.max_length and sequence.on_too_long == "error":
+        longest = max(len(row.ids) for row in encoding.rows)
+        if longest > sequence.max_length and sequence.on_too_long == "error":
             raise InputError(
                 "sequence-too-long",
-                f"{split} conversation {conversation.id} has {len(encoded.ids)} tokens, sequence.max_length is {sequence.max_length}: "
+                f"{split} conversation {conversation.id} has {longest} tokens, sequence.max_length is {sequence.max_length}: "
                 "raise it, or set sequence.on_too_long to drop, truncate or split",
             )
-        new = _add(made, conversation.id, encoded, sequence)
+        new = _add(made, conversation.id, encoding, sequence)
         if any(template.tokenizer.pad_token_id in example.labels for example in new):
             raise InputError(
                 "chat-pad",
@@ -113,30 +128,48 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
     if not made.examples:
         raise InputError(
             "sequence-all-dropped",
-            f"no {split} conversation is left to learn from; sequence.max_length is {sequence.max_length}, dropped: {dict(made.dropped)}",
+            f"no {split} conversation is left to learn from; sequence.max_length is {sequence.max_length}, dropped: {dict(made.dropped)}"
+            + (f". The first that the chat template can't show: {template.refusal}" if template.refusal else ""),
         )
+    template.require_readable(made.lost, made.characters, split)
     return made
 
 
-def _add(made: EncodedSplit, conversation: str, encoded: Encoded, sequence: SequenceParams) -> list[Example]:
+def _add(made: EncodedSplit, conversation: str, encoding: Encoding, sequence: SequenceParams) -> list[Example]:
     """Put the conversation's examples into the split, account for each of its tokens, and return them."""
-    length = len(encoded.ids)
+    made.characters += encoding.characters
+    made.lost += encoding.lost
+    made.trimmed += encoding.trimmed
+    made.one_by_one += len(encoding.rows) > 1
+    made.history_tokens += sum(row.spans[0][0] for row in encoding.rows[1:])
+    rows = [(row, _kept_pieces(row, sequence)) for row in encoding.rows]
+    new = [example for row, kept in rows for example in _add_row(made, conversation, row, kept, sequence)]
+    made.cut += any(kept != [(0, len(row.ids))] for row, kept in rows if kept)
+    if not new:
+        made.dropped["no_answer_left" if _pieces(len(encoding.rows[0].ids), sequence) else "too_long"] += 1
+    return new
+
+
+def _kept_pieces(row: Encoded, sequence: SequenceParams) -> list[tuple[int, int]]:
+    """Pieces of which a token is supervised."""
+    labels = _labels(row, sequence)
+    return [(start, end) for start, end in _pieces(len(row.ids), sequence) if any(label != IGNORE_INDEX for label in labels[start + 1 : end])]
+
+
+def _add_row(made: EncodedSplit, conversation: str, row: Encoded, kept: Sequence[tuple[int, int]], sequence: SequenceParams) -> list[Example]:
+    length = len(row.ids)
     made.lengths.append(length)
-    labels = _assistant_labels(encoded) if sequence.assistant_only_loss else encoded.ids
-    pieces = _pieces(length, sequence)
-    kept = [(start, end) for start, end in pieces if any(label != IGNORE_INDEX for label in labels[start + 1 : end])]
     if not kept:
-        made.dropped["no_answer_left" if pieces else "too_long"] += 1
         made.dropped_tokens += length
         return []
+    labels = _labels(row, sequence)
     # The first token of a later piece was supervised at the end of the one before.
-    new = [Example(encoded.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]], conversation) for start, end in kept]
+    new = [Example(row.ids[start:end], [IGNORE_INDEX, *labels[start + 1 : end]], conversation) for start, end in kept]
     made.examples += new
     repeated = sum(piece[0] < before[1] for before, piece in pairwise(kept))
-    made.cut += kept != [(0, length)]
     made.repeated_tokens += repeated
     made.truncated_tokens += length + repeated - sum(end - start for start, end in kept)
-    for answer, answer_end in encoded.spans:
+    for answer, answer_end in row.spans:
         # A piece learns the tokens after its first.
         made.answers += any(start < answer_end - 1 and answer < end for start, end in kept)
         made.ends += any(start < answer_end - 1 < end for start, end in kept)
@@ -159,10 +192,12 @@ def _pieces(length: int, sequence: SequenceParams) -> list[tuple[int, int]]:
     return []
 
 
-def _assistant_labels(encoded: Encoded) -> list[int]:
-    labels = [IGNORE_INDEX] * len(encoded.ids)
-    for start, end in encoded.spans:
-        labels[start:end] = encoded.ids[start:end]
+def _labels(row: Encoded, sequence: SequenceParams) -> list[int]:
+    if not sequence.assistant_only_loss:
+        return row.ids
+    labels = [IGNORE_INDEX] * len(row.ids)
+    for start, end in row.spans:
+        labels[start:end] = row.ids[start:end]
     return labels
 
 

@@ -13,11 +13,19 @@ from tests.pipeline.clone import Clone, new_clone, tiny_rows
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+@pytest.mark.slow
+def test_a_grid_of_four_by_two_workers(tmp_path: Path) -> None:
+    """One test: two processes of a test run would build the grid twice, or wait for each other."""
+    grid = grid_of_four(tmp_path / "grid")
+    require_one_stage_at_a_time_on_a_gpu(grid)
+    require_four_ranked_results(grid)
+    require_that_another_clone_applies_one_and_runs_nothing(grid, tmp_path)
+
+
+def grid_of_four(folder: Path) -> Clone:
     """A clone with two pretended GPUs in which a grid of four ran."""
     raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 14)}
-    clone = new_clone(tmp_path_factory.mktemp("grid") / "one", HERE / "micro.yaml", raw)
+    clone = new_clone(folder, HERE / "micro.yaml", raw)
     with (clone.path / "qlora/runtime/launcher.py").open("a", encoding="utf-8") as file:
         file.write((HERE / "pretended_gpus.txt").read_text(encoding="utf-8"))
     clone.set(hardware__device="cuda")
@@ -37,8 +45,7 @@ def experiments(clone: Clone) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry["revs"][0]["data"] for entry in shown[1]["experiments"]}
 
 
-@pytest.mark.slow
-def test_no_two_stages_have_one_gpu_at_a_time_and_both_are_used(grid: Clone) -> None:
+def require_one_stage_at_a_time_on_a_gpu(grid: Clone) -> None:
     log = grid.path / ".dvc/tmp/intervals"
     intervals = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
     assert sorted(module for *_, module in intervals) == ["stages.predict"] * 6 + ["stages.train"] * 5
@@ -48,8 +55,7 @@ def test_no_two_stages_have_one_gpu_at_a_time_and_both_are_used(grid: Clone) -> 
     assert any(one[0] < other[1] and other[0] < one[1] for one, other in pairs), "the two workers never worked at the same time"
 
 
-@pytest.mark.slow
-def test_four_results_are_ranked(grid: Clone) -> None:
+def require_four_ranked_results(grid: Clone) -> None:
     assert grid.run("git", "status", "--porcelain") == "", "a queue leaves the workspace alone"
     assert len(list((grid.path / ".dvc/tmp/throughput").glob("*.json"))) == 4, "the times of all runs are kept"
     found = experiments(grid)
@@ -65,8 +71,7 @@ def test_four_results_are_ranked(grid: Clone) -> None:
     assert {row[0]: row[1] for row in rows if row[0] != "HEAD"} == {name: f"{value:.4f}" for name, value in nll.items()}
 
 
-@pytest.mark.slow
-def test_another_clone_pulls_and_applies_an_experiment_and_runs_nothing(grid: Clone, tmp_path: Path) -> None:
+def require_that_another_clone_applies_one_and_runs_nothing(grid: Clone, tmp_path: Path) -> None:
     name = min(experiments(grid))
     grid.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "git"))
     two = Clone(tmp_path / "two", {**grid.environment})

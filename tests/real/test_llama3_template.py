@@ -10,7 +10,7 @@ from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import InputError
 from qlora.model.chat_template import ChatTemplate
 from qlora.model.loading import load_tokenizer
-from qlora.params.chat import ChatParams
+from tests.helpers import chat_params, only_row
 
 CONVERSATION = Conversation(
     "id",
@@ -31,8 +31,8 @@ def tokenizer(real_data: Callable[[str], Path]) -> Any:
 
 
 def test_answers_and_their_end_of_turn_are_marked(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
-    encoded = template.encode(CONVERSATION)
+    template = ChatTemplate(tokenizer, chat_params())
+    encoded = only_row(template, CONVERSATION)
     assert [tokenizer.decode(encoded.ids[start:end]) for start, end in encoded.spans] == ["4<|eot_id|>", "6<|eot_id|>"]
     assert tokenizer.convert_ids_to_tokens(template.end_of_turn) == "<|eot_id|>"
     assert tokenizer.eos_token == "<|end_of_text|>"
@@ -40,13 +40,13 @@ def test_answers_and_their_end_of_turn_are_marked(tokenizer: Any) -> None:
 
 
 def test_ids_are_those_of_the_models_own_template(tokenizer: Any, real_data: Callable[[str], Path]) -> None:
-    encoded = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error")).encode(CONVERSATION)
+    encoded = only_row(ChatTemplate(tokenizer, chat_params()), CONVERSATION)
     untouched = load_tokenizer(real_data("llama3_tokenizer"))
     assert encoded.ids == untouched.apply_chat_template(list(CONVERSATION.messages), tokenize=True, return_dict=True)["input_ids"]
 
 
 def test_no_special_token_in_a_text_becomes_structure(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="error"))
+    template = ChatTemplate(tokenizer, chat_params())
     special = [token.content for token in tokenizer.added_tokens_decoder.values()]
     assert len(special) == 256
     for text in special:
@@ -58,10 +58,9 @@ def test_no_special_token_in_a_text_becomes_structure(tokenizer: Any) -> None:
 
 
 def test_every_special_token_in_every_place_is_read_as_text_when_escaped(tokenizer: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens="escape"))
+    template = ChatTemplate(tokenizer, chat_params("model", "escape"))
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
-    plain = template.encode(CONVERSATION)
-    assert plain is not None
+    plain = only_row(template, CONVERSATION)
     structure = [number for number in plain.ids if number in special]
     forgeries = 0
     for text in special.values():
@@ -69,8 +68,7 @@ def test_every_special_token_in_every_place_is_read_as_text_when_escaped(tokeniz
             place = forgeries % len(CONVERSATION.messages)
             messages = list(CONVERSATION.messages)
             messages[place] = Message(role=messages[place]["role"], content=form)
-            encoded = template.encode(Conversation("id", "c", messages))
-            assert encoded is not None
+            encoded = only_row(template, Conversation("id", "c", messages))
             assert [number for number in encoded.ids if number in special] == structure
             assert len(encoded.spans) == 2
             assert form in tokenizer.decode(encoded.ids)

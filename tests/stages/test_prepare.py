@@ -114,15 +114,15 @@ def test_an_invalid_row_ends_the_run_when_asked_and_what_was_there_stays(tmp_pat
 
 def test_wrong_types_inside_messages_are_named(tmp_path: Path) -> None:
     rows = [{"messages": [{"content": 5, "role": 1}], "category": "c"}]
-    with pytest.raises(InputError, match=r"row 1: messages\[0\].role is 1 \(int\), expected text"):
-        run(tmp_path, rows)
+    with pytest.raises(InputError, match=r"row 1: wrong_type \(messages\[0\].role is 1 \(int\), expected text"):
+        run(tmp_path, rows, on_invalid="error")
 
 
 @pytest.mark.parametrize("content", [b"bytes", datetime.timedelta(1), Decimal("1.5"), {"a": "b"}])
 def test_contents_that_are_no_text_are_named_whatever_they_are(tmp_path: Path, content: Any) -> None:
     rows = [{"messages": [{"content": content, "role": "user"}], "category": "c"}]
-    with pytest.raises(InputError, match=r"row 1: messages\[0\].content is .*, expected text"):
-        run(tmp_path, rows)
+    with pytest.raises(InputError, match=r"row 1: wrong_type \(messages\[0\].content is .*, expected text"):
+        run(tmp_path, rows, on_invalid="error")
 
 
 def test_a_category_of_any_type_becomes_text(tmp_path: Path) -> None:
@@ -241,7 +241,10 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     (folder / "c.json").write_text(json.dumps(rows[40:]), encoding="utf-8")
     (folder / "README.md").write_text("not data", encoding="utf-8")
     made = run(tmp_path, rows)
-    assert run(tmp_path, [], train_file=str(folder)) == made
+    from_folder = run(tmp_path, [], train_file=str(folder))
+    assert sorted(Path(name).name for name in from_folder["report"].pop("files")) == ["a.parquet", "b.jsonl", "c.json", "test.parquet"]
+    assert sorted(Path(name).name for name in made["report"].pop("files")) == ["test.parquet", "train.parquet"]
+    assert from_folder == made
 
 
 def test_hidden_files_of_a_folder_are_left_alone_and_a_folder_may_end_like_a_file(tmp_path: Path) -> None:
@@ -274,11 +277,14 @@ def test_duplicates_and_leaks_are_found_in_train_and_validation_alike(tmp_path: 
 
 
 def test_a_row_without_a_text_counts_for_train(tmp_path: Path) -> None:
-    tool = {"messages": [{"content": "", "role": "tool"}], "category": "c"}
-    report = run(tmp_path, [*(row(number) for number in range(60)), *[tool] * 20], test_file=str(tmp_path / "train.parquet"), test_fraction=0.3)[
-        "report"
-    ]
-    assert [report[split]["dropped"] for split in ("train", "validation", "test")] == [{"tool_turn": 20}, {}, {}]
+    picture = {"messages": [{"content": "<image>", "role": None}], "images": ["a.jpg"], "category": "c"}
+    report = run(
+        tmp_path,
+        [*({**row(number), "images": []} for number in range(60)), *[picture] * 20],
+        test_file=str(tmp_path / "train.parquet"),
+        test_fraction=0.3,
+    )["report"]
+    assert [report[split]["dropped"] for split in ("train", "validation", "test")] == [{"image": 20}, {}, {}]
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(0.28, True), (0.29, False)])
@@ -303,19 +309,62 @@ def test_another_format_is_recognised(tmp_path: Path) -> None:
     alpaca = [{"instruction": "a", "output": "b"}]
     with pytest.raises(InputError, match=r"no column 'messages', only instruction, output: .*; this looks like data.format: alpaca"):
         run(tmp_path, alpaca, alpaca)
-    rows = [{"messages": [{"from": "human", "value": "a"}], "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
-    (tmp_path / "both.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"messages\[0\] has 'from', 'value'"):
-        run(tmp_path, [], train_file=str(tmp_path / "both.jsonl"))
 
 
-def test_tool_turns_are_dropped_and_counted_or_named(tmp_path: Path) -> None:
-    tool = {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}, {"role": "assistant", "content": "c"}], "category": "c"}
-    rows = [*(row(number) for number in range(50)), tool]
-    report = run(tmp_path, rows)["report"]
-    assert sum(report[split]["dropped"].get("tool_turn", 0) for split in ("train", "validation")) == 1
-    with pytest.raises(InputError, match=r"row 51: tool_turn \(messages\[1\] is a tool turn \('tool'\)\)"):
-        run(tmp_path, rows, on_invalid="error")
+def test_both_kinds_of_conversation_are_read_under_both_names(tmp_path: Path) -> None:
+    talks = [[{"from": "human", "value": f"question {number}"}, {"from": "gpt", "value": "b"}] for number in range(50)]
+    rows = [{"conversations": talk} for talk in talks]
+    made = [run(tmp_path, rows, rows[:1], format=name, max_leakage=1.0) for name in ("messages", "sharegpt")]
+    assert made[0]["train"] == made[1]["train"]
+    assert len(made[0]["train"] + made[0]["validation"]) == 50
+
+
+def test_a_bad_row_is_dropped_and_counted_or_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps(row(number)) for number in range(50)]
+    lines[30:30] = ['{"messages": 5}', '{"messages": [}', '{"messages": [{"role": "wizard", "content": "a"}]}']
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    report = run(tmp_path, [], train_file=str(path))["report"]
+    assert report["files"][str(path)] == {"rows_in": 53, "rows_out": 50, "dropped": {"wrong_type": 1, "not_json": 1, "unknown_role": 1}}
+    shown = capfd.readouterr().out
+    assert f"{path}: 53 rows, 50 kept, dropped 1 wrong_type: row 31 (messages is 5, expected a list of" in shown
+    assert "1 unknown_role: row 33 ('wizard')" in shown
+    with pytest.raises(InputError, match=r"row 31: wrong_type \(messages is 5"):
+        run(tmp_path, [], train_file=str(path), on_invalid="error")
+
+
+def test_much_that_is_dropped_few_that_are_left_and_what_is_not_read_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row(number), "score": 5} for number in range(60)] + [{"messages": [], "score": None}] * 20
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    report = run(tmp_path, [], [row(1000)], train_file=str(path), on_invalid="drop")["report"]
+    assert report["ignored"] == {"column 'score'": 60}
+    shown = capfd.readouterr()
+    told = shown.out + shown.err
+    assert "20 of " in told
+    assert "column 'score' is not read (60 times)" in told
+    assert "the test split has 1 conversations" in told
+
+
+def test_tools_reasoning_and_answers_that_are_not_learned_are_kept(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "5", "weight": 0},
+        {"role": "user", "content": "Look it up."},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}], "thinking": "so"},
+        {"role": "tool", "content": "4", "name": "add"},
+        {"role": "assistant", "content": "4"},
+    ]
+    special = {"messages": talk, "tools": [{"name": "add"}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*(row(number) for number in range(50)), special])), encoding="utf-8")
+    made = run(tmp_path, [], [row(1000)], train_file=str(path), system_message=None)
+    (kept,) = (record for record in made["train"] + made["validation"] if "tools" in record)
+    assert kept["tools"][0]["function"]["name"] == "add"
+    assert kept["messages"][1] == {"role": "assistant", "content": "5", "learn": False}
+    assert kept["messages"][3]["reasoning_content"] == "so"
+    assert kept["messages"][3]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
+    assert made["report"]["train"]["assistant_turns"] + made["report"]["validation"]["assistant_turns"] == 53
 
 
 LONG = " ".join(f"word{number}" for number in range(40))

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from qlora.core.dvc_lock import md5_of
 from qlora.core.errors import InputError, MachineError
-from qlora.data.readers import read_batches
+from qlora.data.readers import Columns, read_batches
 from qlora.runtime.locks import try_lock
 from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, serving_this_process, sha256
 from tools import doctor, fetch
@@ -83,7 +83,7 @@ def test_a_data_set_comes_to_its_place_with_its_source_and_is_tracked(call: Call
     shown = call()
     assert f"data.train_file: {FOLDER / TRAIN}\n" in shown
     assert f"data.test_file: {FOLDER / TEST}\n" in shown
-    assert sum(len(batch.rows()) for batch in read_batches(FOLDER / TRAIN, ["messages"])) == 2000
+    assert sum(len(batch.rows().rows) for batch in read_batches(FOLDER / TRAIN, Columns({"messages": ("messages",)}, {}))) == 2000
     record = json.loads(Path("data/raw/name.source.json").read_text(encoding="utf-8"))
     names = [TRAIN, TEST, "README.md"]
     assert record == {

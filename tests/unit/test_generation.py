@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -6,6 +7,10 @@ import torch
 from qlora.model.chat_template import ChatTemplate
 from qlora.params import Params
 from qlora.prediction.generation import batches_of, generate
+
+
+def reader(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def ask(
@@ -17,7 +22,9 @@ def ask(
     values = params.predict.model_copy(update={"max_new_tokens": 12, **changes})
     done: list[int] = []
     batches = dict(enumerate(batches_of(prompts, values.batch_size, most=context - values.max_new_tokens)))
-    answers = generate(model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, done=done.append)
+    answers = generate(
+        model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, content_of=reader(tokenizer), done=done.append
+    )
     assert sum(done) == len(texts)
     return [(answers[place].text, answers[place].stopped) for place in range(len(texts))]
 
@@ -71,7 +78,7 @@ def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, token
     from qlora.model.loading import stop_token_ids
 
     tiny_model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
-    assert stop_token_ids(tiny_model, tokenizer, template.end_of_turn) == sorted({7, tokenizer.eos_token_id})
+    assert stop_token_ids(tiny_model, tokenizer, template.stop_ids) == sorted({7, tokenizer.eos_token_id})
 
 
 def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
@@ -80,7 +87,18 @@ def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers
     batches = dict(enumerate(batches_of(prompts, 2)))
 
     def drawn(own: dict[int, list[int]]) -> dict[int, str]:
-        made = generate(tiny_model, tokenizer, prompts, own, values, seed=5, stop_ids=[tokenizer.eos_token_id], context=512, done=lambda _: None)
+        made = generate(
+            tiny_model,
+            tokenizer,
+            prompts,
+            own,
+            values,
+            seed=5,
+            stop_ids=[tokenizer.eos_token_id],
+            context=512,
+            content_of=reader(tokenizer),
+            done=lambda _: None,
+        )
         return {place: answer.text for place, answer in made.items()}
 
     shares = [{number: batches[number]} for number in batches]
@@ -96,5 +114,16 @@ def test_a_model_that_has_no_place_beyond_its_context_is_not_asked_for_one(token
     prompts = [[5] * 30, [6] * 4, [7] * 9]
     values = default_params.predict.model_copy(update={"max_new_tokens": 20})
     batches = dict(enumerate(batches_of(prompts, 3, most=32 - 20)))
-    answers = generate(GPT2LMHeadModel(config).eval(), tokenizer, prompts, batches, values, seed=0, stop_ids=[], context=32, done=lambda _: None)
+    answers = generate(
+        GPT2LMHeadModel(config).eval(),
+        tokenizer,
+        prompts,
+        batches,
+        values,
+        seed=0,
+        stop_ids=[],
+        context=32,
+        content_of=reader(tokenizer),
+        done=lambda _: None,
+    )
     assert [answers[place].tokens for place in range(3)] == [2, 20, 20]

@@ -1,3 +1,6 @@
+import csv
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,15 @@ import pytest
 
 from qlora.core.errors import InputError, MachineError
 from qlora.data import readers
-from qlora.data.readers import BATCH_ROWS, Row, read_batches, to_python
+from qlora.data.readers import BATCH_ROWS, BadRow, Columns, Row, files_of, read_batches, to_python
 
 
-def read_rows(path: Path, columns: list[str], optional: list[str] | None = None) -> list[Row]:
-    return [row for batch in read_batches(path, columns, optional or []) for row in batch.rows()]
+def columns(required: list[str], optional: list[str] | None = None) -> Columns:
+    return Columns({name: (name,) for name in required}, {name: (name,) for name in optional or []})
+
+
+def read_rows(path: Path, required: list[str], optional: list[str] | None = None) -> list[Row | BadRow]:
+    return [row for batch in read_batches(path, columns(required, optional)) for row in batch.rows().rows]
 
 
 ROWS: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"é {number}"}], "category": "c"} for number in range(3)]
@@ -38,7 +45,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path, suffix: str) -> N
 
 def test_rows_keep_their_order_across_batches(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.parquet", [{"n": number} for number in range(2 * BATCH_ROWS + 1)])
-    assert [row["n"] for row in read_rows(path, ["n"])] == list(range(2 * BATCH_ROWS + 1))
+    assert [row["n"] for row in read_rows(path, ["n"]) if isinstance(row, dict)] == list(range(2 * BATCH_ROWS + 1))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
@@ -83,20 +90,24 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, suf
         list(read_rows(path, ["messages"]))
 
 
-def test_a_bad_line_is_named_by_its_number(tmp_path: Path) -> None:
+def bad(path: Path) -> list[tuple[str, str]]:
+    return [row for row in read_rows(path, ["messages"]) if isinstance(row, BadRow)]
+
+
+def test_a_bad_line_is_named_by_its_number_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"messages": []}\n\n{"messages": [}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows.jsonl:3 is not JSON"):
-        list(read_rows(path, ["messages"]))
-    path.write_text('{"messages": []}\n7\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows.jsonl:2 holds int, expected an object"):
-        list(read_rows(path, ["messages"]))
+    path.write_text('{"messages": []}\n\n{"messages": [}\n7\n{"text": 1}\n{"messages": []}\n', encoding="utf-8")
+    assert [reason for reason, _ in bad(path)] == ["not_json", "no_object", "missing_column"]
+    assert [message.partition(" ")[0].rpartition("/")[2] for _, message in bad(path)] == ["rows.jsonl:3", "rows.jsonl:4", "rows.jsonl:5"]
+    assert len(read_rows(path, ["messages"])) == 5
+    path.write_text('[{"messages": []}, 7, {"text": 1}, {"messages": []}]', encoding="utf-8")
+    assert [reason for reason, _ in bad(path)] == ["no_object", "missing_column"]
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
+    path = tmp_path / "rows.xlsx"
     path.write_text("a,b\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"\[data-suffix\] .*expected one of \.parquet, \.json, \.jsonl"):
+    with pytest.raises(InputError, match=r"\[data-suffix\] .*expected one of \.parquet, \.json, \.jsonl, \.arrow, \.csv, \.tsv"):
         list(read_rows(path, ["messages"]))
 
 
@@ -104,8 +115,53 @@ def test_half_a_surrogate_pair_is_named_where_it_stands(tmp_path: Path) -> None:
     """It is no text: no output file could hold it."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "\\ud800"}]}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows.jsonl:1 is not JSON"):
-        list(read_rows(path, ["messages"]))
+    ((reason, message),) = bad(path)
+    assert reason == "not_json"
+    assert "rows.jsonl:1 is not JSON" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["lines.json", "array.jsonl", "bom.jsonl", "bom.json", "lines.jsonl.gz", "lines.json.zst", "rows.csv.gz", "rows.tsv"]
+)
+def test_what_a_file_holds_is_told_by_its_content(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [{"question": f"é {number}\n,", "answer": '"b"'} for number in range(3)]
+    array, lines = json.dumps(rows), "".join(json.dumps(row) + "\n" for row in rows)
+    separator = "\t" if "tsv" in name else ","
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["question", "answer"], delimiter=separator)
+    writer.writeheader()
+    writer.writerows(rows)
+    text = table.getvalue() if path.name.startswith("rows") else lines if "lines" in name or name == "bom.jsonl" else array
+    content = ("\ufeff" * ("bom" in name) + text).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    elif path.suffix == ".zst":
+        content = pa.compress(content, codec="zstd", asbytes=True)
+    path.write_bytes(content)
+    assert read_rows(path, ["question", "answer"]) == rows
+    assert readers.is_array(path) == (name in ("array.jsonl", "bom.json"))
+
+
+def test_a_saved_dataset_is_read_and_its_notes_passed_over(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list([{"text": f"é {number}"} for number in range(3)]).save_to_disk(tmp_path / "saved")
+    assert [path.suffix for path in files_of(tmp_path / "saved")] == [".arrow"]
+    assert read_rows(tmp_path / "saved", ["text"]) == [{"text": f"é {number}"} for number in range(3)]
+
+
+def test_a_column_that_is_stored_as_json_is_read_as_what_it_means(tmp_path: Path) -> None:
+    texts = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"a"', '[{"type":"text","text":"b"}]', None]))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet", ["text"]) == [{"text": "a"}, {"text": [{"type": "text", "text": "b"}]}, {"text": None}]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_column_may_have_other_names_and_what_is_not_known_is_counted(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"rows{suffix}", [{"question": "a", "id": 1, "verdict": "good"}] * 3)
+    (batch,) = read_batches(path, Columns({"prompt": ("prompt", "question")}, {}))
+    assert batch.rows() == ([{"prompt": "a"}] * 3, {"verdict": 3})
 
 
 NESTED: list[Any] = [[{"a": 1, "b": ["x", None]}, None], None, [], [{"a": None, "b": None}], [{"a": 2, "b": []}]]
@@ -131,7 +187,7 @@ def test_texts_that_repeat_are_read_once_and_are_the_same(tmp_path: Path, monkey
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=4)
 
     def read() -> list[Any]:
-        return [row for batch in readers.read_batches(tmp_path / "rows.parquet", ["messages"], ["category"]) for row in batch.rows()]
+        return [row for batch in readers.read_batches(tmp_path / "rows.parquet", columns(["messages"], ["category"])) for row in batch.rows().rows]
 
     assert readers._dictionaries(tmp_path / "rows.parquet")
     once = read()
@@ -145,7 +201,7 @@ def test_a_batch_of_many_bytes_is_made_row_by_row_and_a_row_of_too_many_is_empty
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", use_dictionary=False)
     monkeypatch.setattr(readers, "BATCH_BYTES", 1000)
     monkeypatch.setattr(readers, "DICTIONARY_BYTES", 0)
-    made = [row for batch in readers.read_batches(tmp_path / "rows.parquet", ["text"]) for row in batch.rows()]
+    made = [row for batch in readers.read_batches(tmp_path / "rows.parquet", columns(["text"])) for row in batch.rows().rows]
     assert made == [rows[0], {}, rows[2]]
 
 
@@ -153,11 +209,11 @@ def test_lines_are_batched_by_their_bytes_too_and_one_without_end_is_refused(tmp
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"text": "{letter * 40}"}}\n\n' for letter in "abcde"), encoding="utf-8")
     monkeypatch.setattr(readers, "BATCH_BYTES", 100)
-    batches = list(readers.read_batches(path, ["text"]))
-    assert [(batch.first, len(batch.rows())) for batch in batches] == [(1, 2), (3, 2), (5, 1)]
+    batches = list(readers.read_batches(path, columns(["text"])))
+    assert [(batch.first, len(batch.rows().rows)) for batch in batches] == [(1, 2), (3, 2), (5, 1)]
     monkeypatch.setattr(readers, "LINE_BYTES", 20)
     with pytest.raises(InputError, match=r"data-damaged\] .*rows.jsonl:1 is longer than 20 bytes"):
-        list(readers.read_batches(path, ["text"]))
+        list(readers.read_batches(path, columns(["text"])))
 
 
 def test_a_file_that_expands_beyond_the_memory_is_a_machines_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,4 +224,4 @@ def test_a_file_that_expands_beyond_the_memory_is_a_machines_error(tmp_path: Pat
 
     monkeypatch.setattr(readers, "_dictionaries", no_memory)
     with pytest.raises(MachineError, match=r"out-of-memory\] .*rows.parquet expands beyond this machine's memory"):
-        list(readers.read_batches(tmp_path / "rows.parquet", ["text"]))
+        list(readers.read_batches(tmp_path / "rows.parquet", columns(["text"])))

@@ -7,6 +7,9 @@ from qlora.core.errors import InputError
 from qlora.model.chat_template import ChatTemplate
 from qlora.params.sequence import SequenceParams
 from qlora.training.tokenization import IGNORE_INDEX, EncodedSplit, encode_split, length_histogram, show, token_texts
+from tests.helpers import only_row
+
+NOTHING = {"control_token": 0, "not_rendered": 0, "inseparable": 0, "too_long": 0, "no_answer_left": 0}
 
 SHORT = Conversation("short", "c", [Message(role="user", content="2+2?"), Message(role="assistant", content="4")])
 LONG = Conversation("long", "c", [Message(role="user", content="2+2?" * 40), Message(role="assistant", content="4")])
@@ -31,12 +34,12 @@ def test_every_token_is_trained_on_when_asked(template: ChatTemplate) -> None:
 
 def test_what_does_not_fit_is_dropped_and_counted_never_cut(template: ChatTemplate) -> None:
     made = encode_split([LONG, SHORT], template, sequence(), "train")
-    assert [example.ids for example in made.examples] == [template.encode(SHORT).ids]
-    assert made.dropped == {"control_token": 0, "too_long": 1, "no_answer_left": 0}
+    assert [example.ids for example in made.examples] == [only_row(template, SHORT).ids]
+    assert made.dropped == NOTHING | {"too_long": 1}
 
 
 def test_a_conversation_of_exactly_max_length_fits(template: ChatTemplate) -> None:
-    length = len(template.encode(SHORT).ids)
+    length = len(only_row(template, SHORT).ids)
     assert len(encode_split([SHORT], template, sequence(max_length=length), "train").examples) == 1
     with pytest.raises(InputError, match="sequence-all-dropped"):
         encode_split([SHORT], template, sequence(max_length=length - 1), "train")
@@ -58,8 +61,7 @@ TWO = Conversation("two", "c", [*SHORT.messages, Message(role="user", content="g
 
 
 def labels_of(template: ChatTemplate, **changes: Any) -> tuple[EncodedSplit, list[int], list[tuple[int, int]]]:
-    encoded = template.encode(TWO)
-    assert encoded is not None
+    encoded = only_row(template, TWO)
     return encode_split([TWO, SHORT], template, sequence(**changes), "train"), encoded.ids, encoded.spans
 
 
@@ -69,7 +71,7 @@ def test_a_truncated_conversation_keeps_its_first_tokens_and_the_rest_is_counted
     made, ids, _ = labels_of(template, max_length=most, on_too_long="truncate")
     assert made.examples[0].ids == ids[:most]
     assert made.examples[0].supervised == 2 + 3
-    assert made.record()["conversations"] == {"in": 2, "out": 2, "cut": 1, "dropped": {"control_token": 0, "too_long": 0, "no_answer_left": 0}}
+    assert made.record()["conversations"] == {"in": 2, "out": 2, "cut": 1, "one_by_one": 0, "dropped": NOTHING}
     assert made.truncated_tokens == len(ids) - most
     # The second answer is supervised without its end.
     assert (made.answers, made.ends) == (3, 2)
@@ -82,7 +84,7 @@ def test_a_conversation_whose_answers_are_all_cut_off_is_dropped(template: ChatT
     made = encode_split([LONG, SHORT], template, sequence(on_too_long="truncate"), "train")
     assert len(made.examples) == 1
     assert made.dropped["no_answer_left"] == 1
-    assert made.dropped_tokens == len(template.encode(LONG).ids)
+    assert made.dropped_tokens == len(only_row(template, LONG).ids)
 
 
 def test_a_split_conversation_teaches_each_token_once(template: ChatTemplate) -> None:
@@ -98,7 +100,7 @@ def test_a_split_conversation_teaches_each_token_once(template: ChatTemplate) ->
 
 def test_a_piece_without_an_answer_is_left_out(template: ChatTemplate) -> None:
     made = encode_split([LONG, SHORT], template, sequence(max_length=32, on_too_long="split"), "train")
-    length = len(template.encode(LONG).ids)
+    length = len(only_row(template, LONG).ids)
     (kept, _) = made.examples
     assert kept.supervised == 2
     assert made.truncated_tokens == length - len(kept.ids)
@@ -106,7 +108,7 @@ def test_a_piece_without_an_answer_is_left_out(template: ChatTemplate) -> None:
 
 
 def test_a_dropped_conversation_is_counted_with_its_tokens(template: ChatTemplate) -> None:
-    longest, _, two = (len(template.encode(conversation).ids) for conversation in (LONG, SHORT, TWO))
+    longest, _, two = (len(only_row(template, conversation).ids) for conversation in (LONG, SHORT, TWO))
     record = encode_split([LONG, SHORT, TWO], template, sequence(max_length=two), "train").record()
     assert longest > two
     assert record["conversations"]["dropped"]["too_long"] == 1

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import InputError
 from qlora.model.chat_template import ChatTemplate
-from qlora.params.chat import ChatParams
 from qlora.params.sequence import SequenceParams
 from qlora.training.tokenization import IGNORE_INDEX, encode_split
+from tests.helpers import chat_params
 
 LENIENT = settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=["Cs", "Co"]), min_size=1, max_size=60).filter(str.strip)
@@ -75,7 +75,7 @@ def test_every_conversation_and_every_token_is_accounted_for(
 
 @pytest.mark.parametrize("policy", ["error", "drop", "escape"])
 def test_no_text_changes_the_number_of_turns(tokenizer: Any, policy: Any) -> None:
-    template = ChatTemplate(tokenizer, ChatParams(template="model", on_control_tokens=policy))
+    template = ChatTemplate(tokenizer, chat_params("model", policy))
     rng = random.Random(0)
     control = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     header = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
@@ -90,13 +90,14 @@ def test_no_text_changes_the_number_of_turns(tokenizer: Any, policy: Any) -> Non
         whole = conversation([(question, answer) for question, answer in talk])
         forged += 1
         try:
-            encoded = template.encode(whole)
+            rows = template.encode(whole).rows
         except InputError as error:
             if error.code != "chat-control-token":
                 raise
             continue
-        if encoded is None:
+        if not rows:
             continue
+        (encoded,) = rows
         assert encoded.ids.count(header) == 4
         assert encoded.ids.count(template.end_of_turn) == 4
         assert len(encoded.spans) == 2

@@ -1,5 +1,6 @@
 """Training on the embedded model: what must and must not move, and losses that are what they say."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
 from qlora.core.errors import InputError
-from qlora.model.chat_template import spans_of
 from qlora.params import Params
 from qlora.runtime.signals import Interruption
 from qlora.training.callbacks import DivergenceWarning
@@ -118,9 +118,11 @@ def test_the_same_tokens_are_learned_packed_or_not(few_steps: Params, examples: 
         runs = []
         for batch in trainer.get_train_dataloader():
             for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-                for start, end in spans_of([int(label != IGNORE_INDEX) for label in labels]):
-                    assert labels[start:end] == ids[start:end]
-                    runs.append(labels[start:end])
+                for learned_here, pairs in itertools.groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX):
+                    if learned_here:
+                        numbers, targets = map(list, zip(*pairs, strict=True))
+                        assert targets == numbers
+                        runs.append(targets)
         return sorted(runs)
 
     expected = sorted([label for label in example.labels if label != IGNORE_INDEX] for example in examples)

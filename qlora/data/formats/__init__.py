@@ -1,28 +1,33 @@
 """How a raw row holds its conversation: one file per format, one line per format in FORMATS."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qlora.core.conversation import Message
-from qlora.data.formats import alpaca, messages, prompt_completion, sharegpt
+from qlora.data.formats import alpaca, messages, prompt_completion
+
+Names = Mapping[str, tuple[str, ...]]
+"""Columns under the names that a format reads, each with the names that it may have in a file, the usual one first."""
+OF_EVERY_FORMAT: Names = {"tools": ("tools", "functions"), "category": ("category",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """A format is a function from a row to its messages, and the columns that it reads."""
 
-    columns: tuple[str, ...]
+    columns: Names
     """Columns that a file of this format must have."""
-    optional: tuple[str, ...]
+    optional: Names
     """Columns that are read where they are there."""
-    to_messages: Callable[[dict[str, Any]], list[Message]]
+    to_messages: Callable[[dict[str, Any], Counter[str] | None], list[Message]]
     """Raises ValueError, naming what is wrong, for a row that is not of this format; UnsupportedTurnError for one that is and can't be used."""
 
 
 FORMATS: dict[str, Format] = {
     "messages": Format(messages.COLUMNS, messages.OPTIONAL, messages.to_messages),
-    "sharegpt": Format(sharegpt.COLUMNS, sharegpt.OPTIONAL, sharegpt.to_messages),
+    "sharegpt": Format(messages.COLUMNS, messages.OPTIONAL, messages.to_messages),
     "alpaca": Format(alpaca.COLUMNS, alpaca.OPTIONAL, alpaca.to_messages),
     "prompt_completion": Format(prompt_completion.COLUMNS, prompt_completion.OPTIONAL, prompt_completion.to_messages),
 }
@@ -30,4 +35,4 @@ FORMATS: dict[str, Format] = {
 
 def recognised(columns: Sequence[str]) -> list[str]:
     """Names of the formats that a file with these columns may be of."""
-    return [name for name, known in FORMATS.items() if set(known.columns) <= set(columns)]
+    return [name for name, known in FORMATS.items() if all(set(names) & set(columns) for names in known.columns.values())]

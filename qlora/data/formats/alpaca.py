@@ -1,16 +1,17 @@
 """Format `alpaca`: {"instruction": ..., "input": ..., "output": ...}, with `system` and `history` where they are there."""
 
+from collections import Counter
 from typing import Any
 
 from qlora.core.conversation import Message
 from qlora.data.formats.turns import text
 
-COLUMNS = ("instruction", "output")
-OPTIONAL = ("input", "system", "history")
+COLUMNS = {"instruction": ("instruction",), "output": ("output",)}
+OPTIONAL = {"input": ("input",), "system": ("system",), "history": ("history",)}
 
 
-def to_messages(row: dict[str, Any]) -> list[Message]:
-    """One question and its answer, after the turns of `history`; `input` follows `instruction` after a blank line.
+def to_messages(row: dict[str, Any], ignored: Counter[str] | None = None) -> list[Message]:  # noqa: ARG001 - there are no keys of messages
+    """One question and its answer, after the turns of `history`; `input` follows `instruction` after a blank line, or is the question alone.
 
     Raises:
         ValueError: a column holds another type; `history` is no list of [question, answer].
@@ -26,8 +27,8 @@ def to_messages(row: dict[str, Any]) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"history[{index}] is {pair!r}, expected [question, answer]")
         messages += _exchange(*(text(f"history[{index}][{side}]", pair[side]) for side in (0, 1)))
-    instruction, given = text("instruction", row.get("instruction")), text("input", row.get("input"))
-    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    asked = [text(name, row.get(name)) for name in ("instruction", "input")]
+    question = "\n\n".join(part for part in asked if part.strip()) or asked[0]
     return messages + _exchange(question, text("output", row.get("output")))
 
 

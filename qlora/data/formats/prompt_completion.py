@@ -1,22 +1,25 @@
 """Format `prompt_completion` (TRL): {"prompt": ..., "completion": ...}, both text or both lists of messages."""
 
+from collections import Counter
 from typing import Any
 
 from qlora.core.conversation import Message
 from qlora.data.formats.turns import message_list, text
 
-COLUMNS = ("prompt", "completion")
-OPTIONAL = ()
+COLUMNS = {"prompt": ("prompt", "question"), "completion": ("completion", "response", "answer")}
+OPTIONAL = {"system": ("system", "system_prompt")}
 
 
-def to_messages(row: dict[str, Any]) -> list[Message]:
+def to_messages(row: dict[str, Any], ignored: Counter[str] | None = None) -> list[Message]:
     """A question and its answer; of lists, the prompt's messages and then the completion's.
 
     Raises:
         ValueError: a column holds another type, or one is text and the other a list.
-        UnsupportedTurnError: a tool turn or an image.
+        UnsupportedTurnError: an image, a weight or a call that can't be used.
     """
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return message_list("prompt", prompt) + message_list("completion", completion)
-    return [{"role": "user", "content": text("prompt", prompt)}, {"role": "assistant", "content": text("completion", completion)}]
+        return message_list("prompt", prompt, ignored=ignored) + message_list("completion", completion, ignored=ignored)
+    system = text("system", row.get("system"))
+    opening: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    return [*opening, {"role": "user", "content": text("prompt", prompt)}, {"role": "assistant", "content": text("completion", completion)}]

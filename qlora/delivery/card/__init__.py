@@ -12,6 +12,7 @@ from typing import Any
 from qlora.core.dvc_lock import Recorded
 from qlora.delivery.card.sources import Sources
 from qlora.delivery.reproduction import flat
+from qlora.scoring.report import LEFT_OUT
 
 FEW_TURNS = 30
 """Answers of a category below which its numbers are called uncertain."""
@@ -132,7 +133,7 @@ def _benchmark(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _measured(counts: Mapping[str, int]) -> int:
-    return counts["conversations"] - counts["not_chosen"] - counts["control_token"] - counts["too_long"]
+    return counts["conversations"] - sum(counts[reason] for reason in LEFT_OUT)
 
 
 def _data(sources: Sources) -> Iterator[str]:

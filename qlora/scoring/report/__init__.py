@@ -33,7 +33,13 @@ ROWS_SHOWN = 200
 RANKED_BY = "rouge_l"
 """The score by which answers are called improved; ties go by likelihood."""
 UNITS = {"nll": "nats a token", "bits_per_byte": "bits a byte", "stop_rate": "share of answers", "answer_tokens": "mean"}
-LEFT_OUT = {"too_long": "longer than the model's context", "control_token": "with the text of a control token", "not_chosen": "not chosen"}
+LEFT_OUT = {
+    "too_long": "longer than the model's context",
+    "control_token": "with the text of a control token",
+    "not_rendered": "that the chat template can't show",
+    "inseparable": "whose answer shares a token with its prompt",
+    "not_chosen": "not chosen",
+}
 """Reasons for which a test conversation was not measured, as prediction.test_set counts them."""
 
 Curve = Sequence[tuple[float, float]]

@@ -1,0 +1,71 @@
+"""A conversation as it is rendered: with marks in place of the texts that look like control tokens, where those are escaped."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from qlora.core.conversation import Conversation, Message, Tool
+from qlora.model.control_tokens import Tokens
+from qlora.model.structure import MARK, MARKS
+
+
+class Shown(NamedTuple):
+    """A conversation as it is rendered: texts that look like control tokens are marks, where they are escaped."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool]
+    literals: list[str] | None
+    """What each mark stands for; None: nothing is escaped."""
+
+    @classmethod
+    def of(cls, conversation: Conversation, tokens: Tokens | None) -> "Shown":
+        """Escape by these tokens; None: as it is."""
+        if tokens is None or tokens.pattern is None:
+            return cls(conversation.messages, conversation.tools, None)
+        literals: list[str] = []
+        # The characters of the marks themselves are hidden too: a text may hold them.
+        hidden = re.compile(f"{tokens.pattern.pattern}|[{MARK.format('')}]")
+
+        def hide(found: re.Match[str]) -> str:
+            literals.append(found.group())
+            return MARK.format(len(literals) - 1)
+
+        messages = [{**_mapped(message, lambda text: hidden.sub(hide, text)), "role": message["role"]} for message in conversation.messages]
+        return cls(cast("list[Message]", messages), _mapped(list(conversation.tools), lambda text: hidden.sub(hide, text)), literals)
+
+    def with_literals(self, text: str) -> str:
+        literals = self.literals
+        return text if literals is None else MARKS.sub(lambda mark: literals[int(mark.group(1))], text)
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every text in a message or a tool's definition, but the names of keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from strings(inner)
+    elif isinstance(value, Iterable):
+        for inner in value:
+            yield from strings(inner)
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """The value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_mapped(inner, change) for inner in value]
+    return value
+
+
+def texts(message: Message) -> Iterator[tuple[str, str]]:
+    """What of a message a template must show, whatever it is in the conversation."""
+    if message["content"]:
+        yield "the text", message["content"]
+    for call in message.get("tool_calls", ()):
+        yield "the name of a called tool", call["function"]["name"]
+        for text in strings(call["function"]["arguments"]):
+            yield "an argument of a call", text
