@@ -19,6 +19,8 @@ from huggingface_hub import constants
 from qlora.delivery import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BRANCH = "main"
+"""Leads to the commit where it is looked up; its files are asked for by the commit alone."""
 TOKEN = "hf_aTokenThatMustStayASecret"
 IN_LFS = (".parquet", ".safetensors", ".bin")
 SIGNATURE = "X-Amz-Signature=alsoSecret"
@@ -147,7 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.state.repositories.get((kind, api[2] if api else file[2])) if api or file else None
         if repository is None:
             return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-        if (api[4] if api else file[3]) != COMMIT:
+        named = BRANCH if api and api[3] == "revision" else COMMIT
+        if (api[4] if api else file[3]) not in (COMMIT, named):
             return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         if api and api[3] == "revision":
             return self.send_json({"id": api[2], "sha": self.state.sha, "cardData": repository.card, "siblings": []})

@@ -1,6 +1,8 @@
 """Fetch a dataset of the Hugging Face Hub at one commit into data/raw/NAME, and track it with DVC.
 
-    python -m tools.fetch ORG/NAME --revision <40 hex>
+A branch or tag is looked up once, and the commit is what is written.
+
+    python -m tools.fetch ORG/NAME
     python -m tools.fetch ORG/NAME --revision <40 hex> --files 'data/train-*' --name NAME-train      some files, in a folder of their own
 
 Every file is compared with the Hub's own sha256 or Git sum before it comes to its place; an interrupted download resumes when the command is run
@@ -29,8 +31,8 @@ RAW = Path("data/raw")
 LINES_SHOWN = 10
 
 
-def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, force: bool) -> Path:
-    """Bring the files to data/raw/NAME, as a whole, and write its manifest.
+def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, force: bool) -> tuple[Path, str]:
+    """Bring the files to data/raw/NAME, as a whole, and write its manifest; returns the folder and the commit.
 
     Args:
         patterns: Of paths in the repository, as a shell has them; none means all.
@@ -56,8 +58,8 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
         if problems or not folder.exists():
             _bring(commit, files, folder)
         entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
-        write_json(source_of(folder), {"repo_id": repo_id, "revision": revision, "license": commit.license, "files": entries})
-    return folder
+        write_json(source_of(folder), {"repo_id": repo_id, "revision": commit.revision, "license": commit.license, "files": entries})
+    return folder, commit.revision
 
 
 def source_of(folder: Path) -> Path:
@@ -161,7 +163,7 @@ def advice(folder: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo_id", help="ORG/NAME on the Hub")
-    parser.add_argument("--revision", required=True, help="commit of the Hub repository, 40 hex digits")
+    parser.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
     parser.add_argument("--files", nargs="+", default=[], metavar="GLOB", help="only these, such as 'data/*.parquet'; * matches / too")
     parser.add_argument("--name", help="folder below data/raw; NAME of ORG/NAME without it")
     parser.add_argument("--force", action="store_true", help="replace a folder that holds something else")
@@ -171,11 +173,11 @@ def main() -> None:
         raise InputError("fetch-name", f"{name!r} can't be a folder below {RAW}: letters, digits, '.', '_' and '-' only; give --name")
     if not Path(".dvc").is_dir():
         raise InputError("fetch-dvc", f"{Path.cwd()} is no DVC repository: run from the repository's root")
-    folder = fetch(arguments.repo_id, arguments.revision, name, arguments.files, force=arguments.force)
+    folder, commit = fetch(arguments.repo_id, arguments.revision, name, arguments.files, force=arguments.force)
     track(folder)
     ignored = RAW / ".gitignore"
     for_git = [f"{folder}.dvc", str(source_of(folder)), *([str(ignored)] if ignored.exists() else [])]
-    print(f"{folder} holds {arguments.repo_id} at {arguments.revision}. Now `git add {' '.join(for_git)}`, and")
+    print(f"{folder} holds {arguments.repo_id} at {commit}. Now `git add {' '.join(for_git)}`, and")
     print("\n".join(advice(folder)))
 
 

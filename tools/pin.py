@@ -1,9 +1,10 @@
 """Pin a base model: write models/base/NAME.json, the sha256 of every file that loading it may read.
 
     python -m tools.pin NAME --path DIR                                  weights on this machine; links models/base/NAME to them
-    python -m tools.pin NAME --repo-id ORG/NAME --revision <40 hex>      weights of the Hugging Face Hub at one commit, downloaded
+    python -m tools.pin NAME --repo-id ORG/NAME --revision main          weights of the Hugging Face Hub, downloaded
 
-Then set base_model.name to NAME. The manifest goes into Git, the weights stay where they are.
+A commit, branch or tag is looked up once, and the commit is what is written. Then set base_model.name to NAME. The manifest goes into Git, the
+weights stay where they are.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from qlora.core.errors import InputError, MachineError
 from qlora.core.files import write_json
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
-from qlora.model.manifest import LOADED_SUFFIXES, Manifest, loadable_files, make_manifest
+from qlora.model.manifest import LOADED_SUFFIXES, Manifest, check_vocabulary, loadable_files, make_manifest
 from qlora.runtime import command
 from qlora.runtime.locks import try_lock
 
@@ -42,7 +43,7 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     """The folder of one commit in the Hub cache, whole and as the Hub lists it, and that commit.
 
     Raises:
-        InputError: the revision is a moving name, the Hub does not give that repository at that commit, or its folder holds other files too.
+        InputError: the Hub does not give that repository at that revision, or its folder holds other files too.
         MachineError: the Hub can't be reached, or sends what it does not list; or another process brings the same repository.
     """
     commit = hub.read_commit(repo_id, revision, "model")
@@ -55,8 +56,10 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
     _bring(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
     # The cache's own library gives the contents their names; it finds all of them there.
-    with hub.translate_hub_errors(repo_id, revision):
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint()))
+    with hub.translate_hub_errors(repo_id, commit.revision):
+        folder = Path(
+            snapshot_download(repo_id, revision=commit.revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint())
+        )
     for file in files:
         path = folder / file.path
         if not (path.exists() and path.samefile(blobs / file.digest)) and not hub.holds(path, file):
@@ -65,7 +68,7 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     if foreign:
         raise InputError(
             "pin-foreign",
-            f"{folder} holds {', '.join(foreign)}, which {repo_id} does not list at {revision}: remove what is foreign, or pin a copy with --path",
+            f"{folder} holds {', '.join(foreign)}, which {repo_id} does not list at {commit.revision}: remove them, or pin a copy with --path",
         )
     return folder, commit
 
@@ -120,12 +123,13 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--path", type=Path, help="folder with the weights")
     source.add_argument("--repo-id", help="ORG/NAME on the Hub")
-    parser.add_argument("--revision", help="commit of the Hub repository, 40 hex digits")
+    parser.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
     arguments = parser.parse_args()
     if not hub.NAME.fullmatch(arguments.name):
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
-    weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision or "")
-    manifest = make_manifest(weights, arguments.repo_id, arguments.revision)
+    weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision)
+    manifest = make_manifest(weights, arguments.repo_id, commit.revision if commit else None)
+    check_vocabulary(weights)
     if commit:
         require_listed(manifest, commit)
     link_weights(arguments.name, weights)

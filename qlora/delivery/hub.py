@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
@@ -37,6 +37,8 @@ LONGEST_WAIT_SECONDS = 120
 """A server that asks for more patience than this is left, with a message that says how long it wants."""
 MESSAGE_CHARACTERS = 400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,14 @@ class _ShortBodyError(Exception):
 def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "model"]) -> Commit:
     """What the Hub lists at one commit; files and folders whose name begins with a dot are left out.
 
+    A branch or tag is looked up once: the commit that it names now is what the returned one says, and what is read.
+
     Raises:
         InputError: no such repository or commit, no right to read it, or a name that can't be a path of it.
         MachineError: the Hub can't be reached, or what answers is not a Hub.
     """
-    require_commit(revision)
+    if not REVISION.fullmatch(revision):
+        raise InputError("pin-revision", f"--revision {revision!r} is no commit, branch or tag")
     connect()
     import httpx2  # noqa: PLC0415
     from huggingface_hub import HfApi  # noqa: PLC0415
@@ -84,7 +89,7 @@ def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "mode
         validate_repo_id(repo_id)
         # HfApi.repo_info does not try again. Where nothing listens, waiting does not help.
         passing = (httpx2.RemoteProtocolError, httpx2.ReadError)
-        url = f"{endpoint()}/api/{repo_type}s/{repo_id}/revision/{revision}"
+        url = f"{endpoint()}/api/{repo_type}s/{repo_id}/revision/{quote(revision, safe='')}"
         answer = http_backoff(
             "GET", url, headers=build_hf_headers(), max_retries=ATTEMPTS - 1, base_wait_time=PAUSE_SECONDS, retry_on_exceptions=passing
         )
@@ -92,22 +97,14 @@ def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "mode
         try:
             info = answer.json()
             found, card = info["sha"], info.get("cardData") or {}
-            tree = HfApi(endpoint=endpoint()).list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
+            if not COMMIT.fullmatch(found) or (COMMIT.fullmatch(revision) and found != revision):
+                raise ValueError(f"asked for {revision} it answers with the commit {found}")
+            tree = HfApi(endpoint=endpoint()).list_repo_tree(repo_id, recursive=True, revision=found, repo_type=repo_type)
             listed = [_listed(entry) for entry in tree if isinstance(entry, RepoFile)]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"what it lists can't be read: {error!r}") from None
-        if found != revision:
-            raise ValueError(f"asked for the commit {revision} it answers with {found}")
     files = tuple(file for file in sorted(listed, key=lambda file: file.path) if not _is_hidden(file.path))
-    return Commit(repo_id, revision, repo_type, _license(card), files)
-
-
-def require_commit(revision: str) -> None:
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InputError(
-            "pin-revision",
-            f"--revision {revision!r} is not a commit: a branch or tag can move, give the 40 hex digits that the repository's page shows",
-        )
+    return Commit(repo_id, found, repo_type, _license(card), files)
 
 
 def download(commit: Commit, file: HubFile, target: Path) -> None:

@@ -113,9 +113,35 @@ def find_weights(name: str, manifest: Manifest) -> Path:
     raise InputError("base-model-missing", f"the weights of base_model.name = {name!r} are not at {folder}: {way_out}")
 
 
+def check_vocabulary(folder: Path) -> None:
+    """Compare the tokenizer's ids with the rows of the embedding, before a run fails in the middle of its work.
+
+    Raises:
+        InputError: a token has an id that the model has no row for.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        rows = (config.get("text_config") or config)["vocab_size"]
+        vocabulary = tokenizer["model"]["vocab"]
+        named = vocabulary if isinstance(vocabulary, dict) else {token: number for number, (token, _) in enumerate(vocabulary)}
+        ids = {**named, **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        # Other kinds of files: loading them says what is wrong with them.
+        return
+    beyond = [token for token, number in ids.items() if number >= rows]
+    if beyond:
+        raise InputError(
+            "base-model-vocabulary",
+            f"{len(beyond)} tokens of {folder / 'tokenizer.json'}, such as {beyond[-1]!r}, have ids beyond the model's {rows} embeddings "
+            "(vocab_size of config.json): use the tokenizer that the weights were trained with, or resize the embeddings and save the model again",
+        )
+
+
 def verified_folder(params: BaseModelParams, manifests: Path) -> Path:
     """Folder of the weights, after every file's sha256 was compared with the manifest."""
     manifest = read_manifest(manifests / f"{params.name}.json")
     folder = find_weights(params.name, manifest)
     verify(manifest, folder, project_root() / ".dvc" / "tmp" / "verified.json")
+    check_vocabulary(folder)
     return folder

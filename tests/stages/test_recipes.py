@@ -14,6 +14,8 @@ from qlora.core.files import write_json, write_jsonl
 from qlora.model.manifest import make_manifest
 from qlora.training.memory import estimate
 from stages.train import train
+from tests.conftest import REAL as REAL_DATA
+from tests.families import stand_in, stock
 from tests.unit.trainings import changed
 from tools import preflight, recipes
 
@@ -23,14 +25,19 @@ ROWS = [
     {
         "id": str(number),
         "category": "c",
-        "messages": [{"role": "user", "content": f"What is {number} + 1?"}, {"role": "assistant", "content": str(number + 1)}],
+        "messages": [
+            {"role": "user", "content": f"What is {number} + 1?"},
+            {"role": "assistant", "content": str(number + 1)},
+            {"role": "user", "content": "And one more?"},
+            {"role": "assistant", "content": str(number + 2)},
+        ],
     }
     for number in range(200)
 ]
 
 
-def test_there_are_six_beside_the_default() -> None:
-    assert len(GPU) == 6
+def test_there_are_nine_beside_the_default() -> None:
+    assert len(GPU) == 9
 
 
 @pytest.mark.parametrize("name", GPU)
@@ -51,14 +58,24 @@ def test_the_order_in_which_recipes_were_used_is_nowhere() -> None:
         assert own == set().union(*keys.values()), name
 
 
-def family(name: str, folder: Path) -> None:
-    """A pinned random model of the recipe's kind, with the embedded tokenizer."""
+TEMPLATES = {"llama3.1-8b": "llama3_1", "llama3-": "llama3", "qwen2.5": "qwen2_5", "qwen3": "qwen3"}
+"""The stock template of each family, by the beginning of a model's name."""
+REAL = {"llama3": "llama3_tokenizer", "qwen3": "tokenizers/qwen3"}
+"""Real tokenizers, where they are at hand."""
+
+
+def family(name: str, folder: Path) -> str:
+    """A pinned random model of the recipe's kind with the template of its family, and its real tokenizer where that is there; the template's name."""
     kind = json.loads((preflight.SHAPES / f"{name}.json").read_text(encoding="utf-8"))["model_type"]
-    tokenizer: Any = AutoTokenizer.from_pretrained("models/base/tiny")
-    config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=False)
+    template = next(found for beginning, found in TEMPLATES.items() if name.startswith(beginning))
+    real = REAL_DATA / REAL.get(template, "none")
+    tokenizer: Any = AutoTokenizer.from_pretrained(real) if real.is_dir() else stand_in(template, stock()[template])
+    tokenizer.chat_template = stock()[template]
+    config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=False, head_dim=16)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     write_json(folder / f"{name}.json", make_manifest(folder / name).record())
+    return template
 
 
 @pytest.mark.parametrize("name", GPU)
@@ -74,11 +91,11 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         train__batch_size=preflight.of_recipe(name).train.batch_size // preflight.of_recipe(name).hardware.num_processes,
         train__max_steps=2,
         train__logging_steps=1,
-        sequence__max_length=64,
+        sequence__max_length=512,
         runtime__progress=False,
     )
     manifests = tmp_path / "models" / "base"
-    family(values.base_model.name, manifests)
+    template = family(values.base_model.name, manifests)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for split, rows in (("train", ROWS), ("validation", ROWS[:5])):
         write_jsonl(tmp_path / split, rows)
@@ -86,6 +103,9 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     train(values, train=tmp_path / "train", validation=tmp_path / "validation", manifests=manifests, **outputs)
     report = json.loads(outputs["report"].read_text(encoding="utf-8"))
     assert report["steps"] == 2
+    # Qwen 3 shows the last answer otherwise than those before it.
+    assert report["train"]["conversations"]["one_by_one"] == (len(ROWS) if template == "qwen3" else 0)
+    assert report["train"]["end_of_turn_per_answer"] == 1.0
     assert (outputs["adapter_folder"] / "adapter_model.safetensors").is_file()
 
 

@@ -108,6 +108,15 @@ def test_a_data_set_comes_to_its_place_with_its_source_and_is_tracked(call: Call
     assert Path("data/raw/name.dvc").read_bytes() == before
 
 
+def test_a_branch_is_looked_up_once_and_its_commit_written(call: Call, server: FakeHub) -> None:
+    shown = call("--revision", "main")
+    assert f"at {COMMIT}. Now" in shown
+    assert json.loads(Path("data/raw/name.source.json").read_text(encoding="utf-8"))["revision"] == COMMIT
+    assert [request.path for request in server.asked if "main" in request.path] == ["/api/datasets/org/name/revision/main"]
+    with pytest.raises(InputError, match=r"hub-not-found\] the Hub has no org/name at v2"):
+        call("--revision", "v2")
+
+
 @pytest.mark.parametrize("kind", ["mute", "wrong", "pointer", 401, 404])
 def test_a_failure_leaves_nothing_that_a_stage_would_take(call: Call, server: FakeHub, kind: int | str) -> None:
     server.faults += [Fault(TRAIN, "broken", times=1), Fault(TRAIN, kind)]

@@ -54,8 +54,8 @@ def test_a_folder_in_its_place_is_pinned_where_it_is_and_never_replaced(root: Pa
         call(monkeypatch, "mine", "--path", "../weights")
 
 
-@pytest.mark.parametrize("revision", ["main", "v1.0", "a" * 39, "A" * 40, ""])
-def test_a_name_that_can_move_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
+@pytest.mark.parametrize("revision", ["../main", "a b", "?x", ""])
+def test_what_can_be_no_revision_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
     with pytest.raises(InputError, match="pin-revision"):
         call(monkeypatch, "mine", "--repo-id", "org/name", "--revision", revision)
     assert list((root / "models/base").iterdir()) == []

@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[FakeHub]:
         yield state
 
 
-def pin(root: Path, endpoint: str, repo_id: str = "org/name") -> subprocess.CompletedProcess[str]:
+def pin(root: Path, endpoint: str, repo_id: str = "org/name", revision: str = COMMIT) -> subprocess.CompletedProcess[str]:
     """The tool as a process: huggingface_hub reads where its cache is once, at import."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
@@ -47,12 +47,13 @@ def pin(root: Path, endpoint: str, repo_id: str = "org/name") -> subprocess.Comp
         "HF_TOKEN": TOKEN,
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "tools.pin", "mine", "--repo-id", repo_id, "--revision", COMMIT]
+    command = [sys.executable, "-m", "tools.pin", "mine", "--repo-id", repo_id, "--revision", revision]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path: Path, server: FakeHub) -> None:
-    done = pin(tmp_path, server.endpoint)
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path: Path, server: FakeHub, revision: str) -> None:
+    done = pin(tmp_path, server.endpoint, revision=revision)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "models/base/mine.json").read_text(encoding="utf-8"))
     assert (manifest["repo_id"], manifest["revision"], manifest["license"]) == ("org/name", COMMIT, "apache-2.0")

@@ -209,7 +209,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(server: FakeHub, name: s
 
 def test_a_mirror_that_gives_another_commit_is_refused(server: FakeHub) -> None:
     server.sha = "f" * 40
-    with pytest.raises(MachineError, match="it answers with ffff"):
+    with pytest.raises(MachineError, match="it answers with the commit ffff"):
         hub.read_commit("org/name", COMMIT, "dataset")
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from qlora.core.errors import InputError
 from qlora.core.files import write_json
 from qlora.model import manifest
-from qlora.model.manifest import find_weights, make_manifest, read_manifest, verify
+from qlora.model.manifest import check_vocabulary, find_weights, make_manifest, read_manifest, verify
 
 
 @pytest.fixture
@@ -98,3 +99,16 @@ def test_weights_are_found_in_the_repository_that_dvc_names(folder: Path, tmp_pa
 def test_absent_weights_name_the_commands_that_bring_them(folder: Path) -> None:
     with pytest.raises(InputError, match=r"tools.pin absent --repo-id org/name --revision a{40}"):
         find_weights("absent", make_manifest(folder, "org/name", "a" * 40))
+
+
+def test_a_token_without_an_embedding_is_found_before_anything_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree("models/base/tiny", folder)
+    check_vocabulary(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "content": "<|new|>", "id": 60_000})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[base-model-vocabulary\] 1 tokens of .*such as '<\|new\|>', have ids beyond the model's \d+ embeddings"):
+        check_vocabulary(folder)
+    (folder / "tokenizer.json").unlink()
+    check_vocabulary(folder)
