@@ -9,6 +9,9 @@ import trl
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from qlora.core.conversation import Conversation, Message
+from qlora.model.chat_template import ChatTemplate, Encoding
+
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 """Byte copies of the templates of some thirty families."""
 VISION = ("idefics3", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl", "lfm2_2_5_vl")
@@ -98,3 +101,47 @@ def stand_in(name: str, source: str) -> Any:
 def settings_of(source: str) -> Mapping[str, Any]:
     """What has to be fixed before the template is a function of its conversation."""
     return {"strftime_now": "26 Jul 2024"} if "strftime_now(" in source else {}
+
+
+NO_SWITCH = {"deepseek_r1_distill", "deepseekv3"}
+"""Their templates have no variable by which reasoning is switched off."""
+ODD_TEXTS = ("\n\n Hello \n", "\n- one\n- two\n\n", "  ", "x  ")
+TURNS = ("What is it?", "The answer.", "And?", "東京 🙂 naïve", "Why?", "Done.")
+
+
+def talk(*contents: str, system: str | None = None, reasoning: str | None = None) -> Conversation:
+    messages = [Message(role=("user", "assistant")[number % 2], content=content) for number, content in enumerate(contents)]
+    if reasoning:
+        messages = [Message(**message, reasoning_content=reasoning) if message["role"] == "assistant" else message for message in messages]
+    return Conversation("id", "c", [*([Message(role="system", content=system)] if system else []), *messages])
+
+
+def check(template: ChatTemplate, conversation: Conversation, name: str, own: Any, **kwargs: Any) -> Encoding:
+    """Each prompt is the one that serving shows, and what is learned is what the template writes after it, with one end of turn.
+
+    Args:
+        own: A tokenizer of the same kind, that renders as a server would.
+    """
+    encoding = template.encode(conversation)
+    source = stock()[name]
+    given = {"chat_template": template.tokenizer.chat_template} if settings_of(source) else {"chat_template": source, **kwargs}
+    answers = list(encoding.answers())
+    assert len(answers) == sum(message["role"] == "assistant" for message in conversation.messages)
+    for (row, (start, end)), place in zip(answers, conversation.assistant_turns(), strict=True):
+        history = [dict(message) for message in conversation.messages]
+        served = own.apply_chat_template(history[:place], add_generation_prompt=True, tokenize=True, return_dict=True, **given)["input_ids"]
+        assert row.ids[:start] == served
+        prompt = own.apply_chat_template(history[:place], add_generation_prompt=True, tokenize=False, **given)
+        whole = own.apply_chat_template(history[: place + 1], tokenize=False, **given)
+        learned = own.decode(row.ids[start:end])
+        assert sum(token in template.stop_ids for token in row.ids[start:end]) == 1
+        assert row.ids[end - 1] in template.stop_ids
+        assert conversation.messages[place]["content"].strip() in learned
+        # Mistral v0.3 writes the system text into the last turn if that is a user's, and nowhere else.
+        if name not in NO_SWITCH and not (name == "mistral_v0.3" and conversation.messages[0]["role"] == "system"):
+            stop = own.decode(row.ids[end - 1 : end])
+            written = whole.removeprefix(prompt).partition(stop)[0]
+            # Phi 3's <|assistant|> takes in the white space that follows it.
+            assert learned.removesuffix(stop) == (written.lstrip() if name.startswith("phi3") else written)
+    assert encoding.lost == 0
+    return encoding

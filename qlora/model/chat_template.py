@@ -420,18 +420,20 @@ class ChatTemplate:
         raise InputError(refusal.code, refusal.message) from None
 
     def _check_markers(self, probe: Conversation) -> None:
-        """Raises InputError where {% generation %} marks something else than the answers that follow from the prompts."""
-        places = list(probe.assistant_turns())
-        turns = [self._turn(Shown.of(probe, None), place) for place in places]
-        marked = self._renderer.marked(probe.messages)
-        ours = [turn.answer.strip() for turn in turns]
-        pattern = self._end_pattern
-        theirs = [text[: found.end()] if pattern and (found := pattern.search(text)) else text for text in marked]
-        if len(marked) != len(turns) or not all(our.endswith(their.strip()) for our, their in zip(ours, theirs, strict=True)):
-            raise InputError(
-                "chat-spans",
-                f"{{% generation %}} of the chat template marks {marked}, but serving's prompts are followed by {ours}: fix the template",
-            )
+        """Raises InputError where {% generation %} marks something else than the answers that follow serving's prompts."""
+        shown = Shown.of(probe, None)
+        for number, place in enumerate(probe.assistant_turns(), start=1):
+            answer = self._turn(shown, place).answer.strip()
+            # Earlier answers may be shown otherwise.
+            marked = self._renderer.marked(probe.messages[: place + 1])
+            last = marked[-1] if marked else ""
+            end = self._end_pattern.search(last) if self._end_pattern else None
+            agrees = last and answer.endswith((last[: end.end()] if end else last).strip())
+            if len(marked) != number or not agrees:
+                raise InputError(
+                    "chat-spans",
+                    f"{{% generation %}} of the chat template marks {marked}, but serving's prompt is followed by {answer!r}: fix the template",
+                )
 
     @classmethod
     def saved(cls, tokenizer: PreTrainedTokenizerBase, *, on_control_tokens: Literal["error", "drop", "escape"] = "error") -> "ChatTemplate":

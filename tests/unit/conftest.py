@@ -56,15 +56,24 @@ def few_steps(default_params: Params) -> Params:
 
 @pytest.fixture
 def examples(template: Any, few_steps: Params) -> Any:
+    """Twenty: of whole conversations, and of answers that stand alone after a history that the template shows otherwise."""
     from qlora.core.conversation import Conversation, Message
+    from qlora.model.chat_template import ChatTemplate
+    from qlora.model.loading import load_tokenizer
     from qlora.training.tokenization import encode_split
 
-    conversations = [
-        Conversation(
-            str(number),
-            "c",
-            [Message(role="user", content=f"What is {number} + 1?" + " please" * (number % 4)), Message(role="assistant", content=str(number + 1))],
-        )
-        for number in range(10, 30)
-    ]
-    return encode_split(conversations, template, few_steps.sequence, "train").examples
+    def turns(number: int) -> list[Message]:
+        question = f"What is {number} + 1?" + " please" * (number % 4)
+        return [Message(role="user", content=question), Message(role="assistant", content=str(number + 1))]
+
+    whole = [Conversation(str(number), "c", turns(number)) for number in range(10, 26)]
+    rewriting = load_tokenizer(TINY)
+    source = str(rewriting.chat_template)
+    rewriting.chat_template = source.replace(
+        "generation %}{{- message['content'] | trim", "generation %}{{- message['content'] | trim + ('' if loop.last else ' ok')"
+    )
+    assert rewriting.chat_template != source
+    alone = [Conversation(str(number), "c", turns(number) + turns(number + 1)) for number in (26, 28)]
+    one_by_one = encode_split(alone, ChatTemplate(rewriting, few_steps.chat), few_steps.sequence, "train")
+    assert one_by_one.one_by_one == len(alone)
+    return encode_split(whole, template, few_steps.sequence, "train").examples + one_by_one.examples

@@ -7,8 +7,8 @@ import pytest
 
 from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import InputError
-from qlora.model.chat_template import ChatTemplate, Encoding
-from tests.families import settings_of, stand_in, stock
+from qlora.model.chat_template import ChatTemplate
+from tests.families import NO_SWITCH, ODD_TEXTS, TURNS, check, settings_of, stand_in, stock, talk
 from tests.helpers import chat_params
 
 STOCK = stock()
@@ -17,49 +17,12 @@ REASONS = {
     *("nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"),
 }
 """Families whose prompt opens a block of reasoning: plain answers are refused until it is switched off."""
-NO_SWITCH = {"deepseek_r1_distill", "deepseekv3"}
 NO_SYSTEM = {"gemma"}
-ODD_TEXTS = ("\n\n Hello \n", "\n- one\n- two\n\n", "  ", "x  ")
-TURNS = ("What is it?", "The answer.", "And?", "東京 🙂 naïve", "Why?", "Done.")
-
-
-def talk(*contents: str, system: str | None = None, reasoning: str | None = None) -> Conversation:
-    messages = [Message(role=("user", "assistant")[number % 2], content=content) for number, content in enumerate(contents)]
-    if reasoning:
-        messages = [Message(**message, reasoning_content=reasoning) if message["role"] == "assistant" else message for message in messages]
-    return Conversation("id", "c", [*([Message(role="system", content=system)] if system else []), *messages])
 
 
 def made(name: str, policy: str = "error", **kwargs: Any) -> ChatTemplate:
     source = STOCK[name]
     return ChatTemplate(stand_in(name, source), chat_params(on_control_tokens=policy, template_kwargs={**settings_of(source), **kwargs}))
-
-
-def check(template: ChatTemplate, conversation: Conversation, name: str, **kwargs: Any) -> Encoding:
-    """Each prompt is the one that serving shows, and what is learned is what the template writes after it, with one end of turn."""
-    encoding = template.encode(conversation)
-    own = stand_in(name, STOCK[name])
-    given = {"chat_template": template.tokenizer.chat_template} if settings_of(STOCK[name]) else kwargs
-    answers = list(encoding.answers())
-    assert len(answers) == sum(message["role"] == "assistant" for message in conversation.messages)
-    for (row, (start, end)), place in zip(answers, conversation.assistant_turns(), strict=True):
-        history = [dict(message) for message in conversation.messages]
-        served = own.apply_chat_template(history[:place], add_generation_prompt=True, tokenize=True, return_dict=True, **given)["input_ids"]
-        assert row.ids[:start] == served
-        prompt = own.apply_chat_template(history[:place], add_generation_prompt=True, tokenize=False, **given)
-        whole = own.apply_chat_template(history[: place + 1], tokenize=False, **given)
-        learned = own.decode(row.ids[start:end])
-        assert sum(token in template.stop_ids for token in row.ids[start:end]) == 1
-        assert row.ids[end - 1] in template.stop_ids
-        assert conversation.messages[place]["content"].strip() in learned
-        # Mistral v0.3 writes the system text into the last turn if that is a user's, and nowhere else.
-        if name not in NO_SWITCH and not (name == "mistral_v0.3" and conversation.messages[0]["role"] == "system"):
-            stop = own.decode(row.ids[end - 1 : end])
-            written = whole.removeprefix(prompt).partition(stop)[0]
-            # Phi 3's <|assistant|> takes in the white space that follows it.
-            assert learned.removesuffix(stop) == (written.lstrip() if name.startswith("phi3") else written)
-    assert encoding.lost == 0
-    return encoding
 
 
 def with_plain_answers(name: str) -> tuple[ChatTemplate, dict[str, Any]]:
@@ -77,15 +40,15 @@ def test_most_families_train_on_plain_rows() -> None:
 def test_plain_answers_are_learned_as_serving_shows_them(name: str) -> None:
     template, kwargs = with_plain_answers(name)
     for conversation in (talk(*TURNS[:2]), talk(*TURNS), talk(*(text + "a" + odd for text, odd in zip(TURNS, ODD_TEXTS, strict=False)))):
-        check(template, conversation, name, **kwargs)
+        check(template, conversation, name, stand_in(name, STOCK[name]), **kwargs)
     odd = [odd + text for odd, text in zip((*ODD_TEXTS, *ODD_TEXTS), TURNS, strict=False)]
-    assert check(template, talk(*odd), name, **kwargs).trimmed in (0, *range(8, 60))
+    assert check(template, talk(*odd), name, stand_in(name, STOCK[name]), **kwargs).trimmed in (0, *range(8, 60))
     system = talk(*TURNS, system="Be brief.")
     if name in NO_SYSTEM:
         with pytest.raises(InputError, match=r"\[chat-template\] .*System role not supported.*set data.system_message to null"):
             template.encode(system)
     else:
-        check(template, system, name, **kwargs)
+        check(template, system, name, stand_in(name, STOCK[name]), **kwargs)
 
 
 @pytest.mark.parametrize("name", sorted(STOCK))
@@ -97,7 +60,8 @@ def test_reasoning_is_learned_or_refused_by_name(name: str) -> None:
             with pytest.raises(InputError, match="would never be written"):
                 template.encode(conversation)
             template = made(name, enable_thinking=True)
-        encoding = check(template, conversation, name, **({"enable_thinking": True} if name == "qwen3_5_nothink" else {}))
+        given = {"enable_thinking": True} if name == "qwen3_5_nothink" else {}
+        encoding = check(template, conversation, name, stand_in(name, STOCK[name]), **given)
         for row, (start, end) in encoding.answers():
             assert "It must be so." in template.tokenizer.decode(row.ids[start:end])
             assert template.content_of(row.ids[start : end - 1]) in TURNS
