@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from qlora.core.conversation import CALL, ROLES, Message, Tool, fault_in, roles_of, with_system_message
+from qlora.core.conversation import ROLES, Message, Tool, fault_in, roles_of, with_system_message
 from qlora.core.errors import InputError
 from qlora.data import near_duplicates, readers
-from qlora.data.duplicates import keys_of, normalised
+from qlora.data.duplicates import is_plain, keys_of, normalised, whole_text
 from qlora.data.formats import FORMATS, OF_EVERY_FORMAT, recognised
 from qlora.data.formats.turns import UnsupportedTurnError, tools_of
 from qlora.data.splits import split_of
@@ -227,16 +227,17 @@ class _Cleaner:
         """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
         messages, tools, reason, detail = self._read(row, cleaned.ignored)
         contents = [message["content"] for message in messages]
-        characters = sum(map(len, contents))
+        plain = not tools and all(map(is_plain, messages))
+        whole = contents if plain else [*map(whole_text, messages), *([orjson.dumps(tools).decode()] if tools else [])]
+        characters = sum(map(len, whole))
         if reason is None and (not row or characters > self._max_chars):
             # Not looked at any further: its key is that of no text.
-            messages, contents, reason, detail = [], [], "too_many_chars", f"more than data.max_chars = {self._max_chars:,}"
+            messages, contents, whole, reason, detail = [], [], [], "too_many_chars", f"more than data.max_chars = {self._max_chars:,}"
         roles = roles_of(messages)
         reason = reason or fault_in(roles, contents)
-        plain = all(map(_is_plain, messages))
-        if reason is None and not plain and not any(message["role"] == "assistant" and message.get("learn", True) for message in messages):
+        if reason is None and not plain and not any(map(_is_answer, messages)):
             reason = "nothing_to_learn"
-        texts = [normalised(content) for content in (contents if plain else map(_whole_text, messages))]
+        texts = [normalised(content) for content in whole]
         text, prompt = keys_of(roles, texts)
         # A row without a text has no prompt to go by: it counts for train.
         split = "test" if self._is_test else split_of(prompt, validation=self._validation, test=self._test) if messages else "train"
@@ -247,12 +248,12 @@ class _Cleaner:
             opens = roles[0] != "system"
             self._add_line(part, messages, tools, row.get("category"), opens=opens)
             part.rows.append(number)
-            part.turns.append(roles.count("assistant") + roles.count(CALL))
+            part.turns.append(roles.count("assistant") if plain else sum(_is_answer(message) for message in messages))
             part.characters.append(characters + opens * self._opening_chars)
             part.texts.append(text)
             part.prompts.append(prompt)
             if self._near_threshold is not None:
-                pairs.setdefault(split, []).append(near_duplicates.word_pairs(texts if opens else texts[1:]))
+                pairs.setdefault(split, []).append(near_duplicates.word_pairs(texts[not opens : len(messages)]))
         elif self._drops_invalid:
             part.count_dropped(reason, number, f" ({_short(detail or _told(reason, roles))})" if detail or reason == "unknown_role" else "")
         else:
@@ -295,15 +296,9 @@ class _Cleaner:
         part.ends.append(len(part.lines))
 
 
-def _is_plain(message: Message) -> bool:
-    """Whether its text is all that it says."""
-    return len(message) == 2
-
-
-def _whole_text(message: Message) -> str:
-    """What distinguishes a message from others: its text, reasoning and calls."""
-    calls = orjson.dumps(message["tool_calls"], option=orjson.OPT_SORT_KEYS).decode() if "tool_calls" in message else ""
-    return "\n".join(part for part in (message.get("reasoning_content", ""), message["content"], calls) if part)
+def _is_answer(message: Message) -> bool:
+    """Whether it is learned."""
+    return message["role"] == "assistant" and message.get("learn", True)
 
 
 def _told(reason: str, roles: Sequence[str]) -> str:

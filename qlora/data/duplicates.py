@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import xxhash
+
+from qlora.core.conversation import CALL, Message
 
 KEY_BITS = 60
 """Python holds a number of 60 bits in 32 bytes. Among ten million texts two different ones share a key with probability 4e-5."""
@@ -42,13 +45,26 @@ def normalised(text: str) -> bytes:
     return plain.strip(b" ")
 
 
+def is_plain(message: Message) -> bool:
+    """Whether its text is all that it says."""
+    return len(message) == 2
+
+
+def whole_text(message: Message) -> str:
+    """What distinguishes a message from others: its text, reasoning and calls."""
+    if is_plain(message):
+        return message["content"]
+    calls = orjson.dumps(message["tool_calls"], option=orjson.OPT_SORT_KEYS).decode() if "tool_calls" in message else ""
+    return "\n".join(part for part in (message.get("reasoning_content", ""), message["content"], calls) if part)
+
+
 def keys_of(roles: tuple[str, ...], texts: Sequence[bytes]) -> tuple[int, int]:
     """Keys of the whole conversation and of its prompt; the same for texts that differ by case, width and white space.
 
     The prompt is what the last answer answers: every turn before it but the system's, which many conversations share.
 
     Args:
-        texts: The contents of the messages, normalised.
+        texts: `whole_text` of the messages, normalised, and what else distinguishes the conversation.
     """
     named, asked = _order(roles)
     return _key([named, *texts]), _key([texts[place] for place in asked])
@@ -57,7 +73,7 @@ def keys_of(roles: tuple[str, ...], texts: Sequence[bytes]) -> tuple[int, int]:
 @lru_cache
 def _order(roles: tuple[str, ...]) -> tuple[bytes, tuple[int, ...]]:
     """The roles in one text, and the places of the prompt's turns. A dataset holds few orders."""
-    asked = roles[:-1] if roles and roles[-1] == "assistant" else roles
+    asked = roles[:-1] if roles and roles[-1] in ("assistant", CALL) else roles
     return " ".join(roles).encode("utf-8", "surrogatepass"), tuple(place for place, role in enumerate(asked) if role != "system")
 
 

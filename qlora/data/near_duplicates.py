@@ -23,7 +23,7 @@ import rensa
 
 from qlora.core.conversation import Message
 from qlora.core.text import WORDS
-from qlora.data.duplicates import normalised
+from qlora.data.duplicates import normalised, whole_text
 
 MIN_WORDS = 20
 """Shorter conversations are not compared: a question about another number would be nearly the same."""
@@ -59,7 +59,7 @@ def _words(text: bytes) -> list[bytes]:
 
 def spoken(messages: Sequence[Message]) -> list[bytes]:
     """What a conversation is compared by: its texts, normalised, but the system turn's, which many share."""
-    return [normalised(message["content"]) for message in messages if message["role"] != "system"]
+    return [normalised(whole_text(message)) for message in messages if message["role"] != "system"]
 
 
 def rows_per_band(threshold: float) -> int:

@@ -27,6 +27,8 @@ NAMES_SHOWN = 20
 LFS_POINTER = b"version https://git-lfs"
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+PACKABLE = (".json", ".jsonl", ".csv", ".tsv")
+"""Parquet and arrow files are compressed within."""
 METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "config.json", "package.json"))
 """Files beside the data that hold no rows."""
 HARMLESS = frozenset(
@@ -50,7 +52,7 @@ class Columns:
         """(Name here, name there) of those that are there, and what is there besides and may change what a row means.
 
         Raises:
-            LookupError: a required one is not there; its argument is the name.
+            LookupError: a required one is not there; its arguments are the name here and the usual one there.
         """
         there = set(names)
         pairs = []
@@ -58,7 +60,7 @@ class Columns:
             if (name := next((name for name in spellings if name in there), None)) is not None:
                 pairs.append((own, name))
             elif own in self.required:
-                raise LookupError(spellings[0])
+                raise LookupError(own, spellings[0])
         read = {name for _, name in pairs}
         return pairs, [name for name in names if name not in read and name not in HARMLESS]
 
@@ -92,16 +94,16 @@ class Batch(NamedTuple):
 class MissingColumnError(InputError):
     """A file without a column that the format needs."""
 
-    def __init__(self, place: str, name: str, found: Sequence[str]) -> None:
+    def __init__(self, place: str, own: str, name: str, found: Sequence[str]) -> None:
         super().__init__(
             "data-columns",
             f"{place} has no column {name!r}, only {_some(found)}: choose the data.format that fits, or name the column with "
-            f"data.columns: {{{name}: COLUMN}}",
+            f"data.columns: {{{own}: COLUMN}}",
         )
-        self.place, self.name, self.found = place, name, list(found)
+        self.place, self.own, self.name, self.found = place, own, name, list(found)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MissingColumnError, (self.place, self.name, self.found)
+        return MissingColumnError, (self.place, self.own, self.name, self.found)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -123,13 +125,14 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_file():
         raise InputError("data-missing", f"{path} is no file and no folder: set data.train_file and data.test_file to existing ones")
     if kind_of(path) not in READERS:
-        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected one of {', '.join(READERS)}, or those with .gz or .zst")
+        raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected {', '.join(READERS)}, or {', '.join(PACKABLE)} with .gz or .zst")
     return [path]
 
 
 def kind_of(path: Path) -> str:
     """The suffix by which a file is read, without that of its compression."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    inner = path.with_suffix("").suffix
+    return inner if path.suffix in COMPRESSED and inner in PACKABLE else path.suffix
 
 
 def _is_data(file: Path) -> bool:
@@ -384,9 +387,9 @@ def _add(made: Rows, place: str, row: Any, columns: Columns, *, opens: bool) -> 
         return
     pairs, foreign, missing = _known(tuple(row), columns)
     if missing and opens:
-        raise MissingColumnError(place, missing, list(row))
+        raise MissingColumnError(place, *missing, list(row))
     if missing:
-        made.rows.append(BadRow("missing_column", f"{place} has no column {missing!r}, only {_some(list(row))}"))
+        made.rows.append(BadRow("missing_column", f"{place} has no column {missing[1]!r}, only {_some(list(row))}"))
         return
     made.rows.append({own: row[name] for own, name in pairs})
     if foreign:
@@ -394,16 +397,18 @@ def _add(made: Rows, place: str, row: Any, columns: Columns, *, opens: bool) -> 
 
 
 @lru_cache(maxsize=1024)
-def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, str]], list[str], str | None]:
+def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, str]], list[str], tuple[str, str] | None]:
     """What of these names is read and what is foreign; the name of a column that is missing. Most files hold few sets of names."""
     try:
         return *columns.found_in(names), None
     except LookupError as error:
-        return [], [], str(error.args[0])
+        own, name = error.args
+        return [], [], (str(own), str(name))
 
 
 def _found(path: Path, columns: Columns, names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     try:
         return columns.found_in(names)
     except LookupError as error:
-        raise MissingColumnError(str(path), str(error.args[0]), names) from None
+        own, name = error.args
+        raise MissingColumnError(str(path), own, name, names) from None

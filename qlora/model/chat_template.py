@@ -80,6 +80,8 @@ class Encoding:
 class _Turn(NamedTuple):
     """An answer as text."""
 
+    place: int
+    """Among the messages."""
     prompt: str
     answer: str
     whole: str
@@ -209,7 +211,7 @@ class ChatTemplate:
         if not rows:
             made = [self._alone(turn, shown.literals) for turn in turns]
             rows, rendered = made, [turn.prompt + turn.answer for turn in turns]
-        trimmed = self._require_shown(shown, conversation, rendered)
+        trimmed = self._require_shown(shown, turns, rendered)
         places = list(conversation.assistant_turns())
         shown_by_row = [conversation.messages[: last + 1] for last in (places if len(rows) > 1 else places[-1:])]
         counts = [self._lost(row.ids, shown.with_literals(text), messages) for row, text, messages in zip(rows, rendered, shown_by_row, strict=True)]
@@ -227,7 +229,7 @@ class ChatTemplate:
             raise NotRenderedError("chat-no-stop", f"no {' or '.join(self._ends)} follows an answer under the chat template")
         # GLM 4 writes nothing after the last answer: what opens the next turn ends it.
         answer = answer[: end.end()] if end else answer + self._ends[-1 if message.get("tool_calls") else 0]
-        return _Turn(prompt, answer, whole if whole.startswith(prompt + answer) else prompt + answer)
+        return _Turn(place, prompt, answer, whole if whole.startswith(prompt + answer) else prompt + answer)
 
     def _answer_without_system(self, shown: Shown, place: int) -> str | None:
         """The answer as the conversation without its system turn has it, where there is one: Mistral v0.3 writes the system text into the last
@@ -313,31 +315,20 @@ class ChatTemplate:
             together = [*prompt, *fitting[0]]
         return Encoded(together, [(len(prompt), len(together))])
 
-    def _require_shown(self, shown: Shown, conversation: Conversation, rendered: Sequence[str]) -> int:
+    def _require_shown(self, shown: Shown, turns: Sequence[_Turn], rendered: Sequence[str]) -> int:
         """Characters of outer white space that the template removed.
 
         Raises:
-            NotRenderedError: a text of the conversation is not in what is trained.
+            NotRenderedError: a text of the conversation is not in what is trained, or one of an answer not in that answer.
         """
-        places = list(conversation.assistant_turns())
         trimmed = 0
-        for text, last in zip(rendered, places if len(rendered) > 1 else places[-1:], strict=True):
-            for message in shown.messages[: last + 1]:
-                for kind, wanted in texts(message):
-                    if wanted in text:
-                        continue
-                    core = wanted.strip()
-                    if core not in text and json.dumps(core, ensure_ascii=False)[1:-1] not in text:
-                        raise NotRenderedError("chat-text-lost", f"the chat template leaves out {kind} of a {message['role']} turn: {core[:100]!r}")
-                    trimmed += len(wanted) - len(core) if core in text else 0
-            for tool in shown.tools:
-                if tool.get("function", tool).get("name", "") not in text:
-                    raise NotRenderedError("chat-text-lost", "the chat template leaves out the definitions of the row's tools")
-            learned = places if len(rendered) == 1 else [last]
-            for place in learned:
-                reasoning = shown.messages[place].get("reasoning_content", "").strip()
-                if reasoning and reasoning not in text:
-                    raise NotRenderedError("chat-text-lost", f"the chat template leaves out the reasoning of an answer: {reasoning[:100]!r}")
+        last = turns[-1:] if len(rendered) == 1 else turns
+        for text, turn in zip(rendered, last, strict=True):
+            trimmed += sum(_trimmed_by(text, message) for message in shown.messages[: turn.place + 1])
+            if any(tool.get("function", tool).get("name", "") not in text for tool in shown.tools):
+                raise NotRenderedError("chat-text-lost", "the chat template leaves out the definitions of the row's tools")
+        for turn in turns:
+            _trimmed_by(turn.answer, shown.messages[turn.place], whole=True)
         return trimmed
 
     def _lost(self, ids: Sequence[int], text: str, messages: Sequence[Message]) -> tuple[int, int]:
@@ -467,6 +458,27 @@ class ChatTemplate:
 
     def _names(self, ids: list[int]) -> list[str]:
         return list(self.tokenizer.convert_ids_to_tokens(ids))
+
+
+def _trimmed_by(text: str, message: Message, *, whole: bool = False) -> int:
+    """Characters of white space around the message's texts that are not in the rendered text.
+
+    Args:
+        whole: Its reasoning must be there too, and numbers that it calls tools with.
+
+    Raises:
+        NotRenderedError: a text itself is not there.
+    """
+    trimmed = 0
+    for kind, wanted in texts(message, whole=whole):
+        if wanted in text:
+            continue
+        core = wanted.strip()
+        if core in text:
+            trimmed += len(wanted) - len(core)
+        elif json.dumps(core, ensure_ascii=False)[1:-1] not in text:
+            raise NotRenderedError("chat-text-lost", f"the chat template leaves out {kind} of a turn of role {message['role']}: {core[:100]!r}")
+    return trimmed
 
 
 def _trimmed(conversation: Conversation) -> Conversation:

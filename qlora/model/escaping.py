@@ -1,5 +1,6 @@
 """A conversation as it is rendered: with marks in place of the texts that look like control tokens, where those are escaped."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -61,11 +62,31 @@ def _mapped(value: Any, change: Any) -> Any:
     return value
 
 
-def texts(message: Message) -> Iterator[tuple[str, str]]:
-    """What of a message a template must show, whatever it is in the conversation."""
+def texts(message: Message, *, whole: bool = False) -> Iterator[tuple[str, str]]:
+    """What of a message a template must show, and what it is.
+
+    Args:
+        whole: With its reasoning, which is shown of the answer that is learned and need not be of earlier ones, and with numbers.
+    """
     if message["content"]:
         yield "the text", message["content"]
+    if whole and "reasoning_content" in message:
+        yield "the reasoning", message["reasoning_content"].strip()
     for call in message.get("tool_calls", ()):
         yield "the name of a called tool", call["function"]["name"]
-        for text in strings(call["function"]["arguments"]):
-            yield "an argument of a call", text
+        for value in _leaves(call["function"]["arguments"]):
+            if isinstance(value, str) and value:
+                yield "an argument of a call", value
+            elif whole and isinstance(value, int | float) and not isinstance(value, bool):
+                yield "an argument of a call", json.dumps(value)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value

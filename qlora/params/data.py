@@ -11,13 +11,13 @@ from qlora.params.section import Section
 
 class DataParams(Section):
     train_file: str = Field(min_length=1)
-    """Raw rows: a file of parquet, arrow, csv, tsv or JSON, the last four packed by gzip or zstd too, or a folder of them, read in sorted order."""
+    """Raw rows: a file of parquet, arrow, csv, tsv or JSON, the last three packed by gzip or zstd too, or a folder of them, in sorted order."""
     test_file: str = Field(min_length=1)
     """Like train_file. The same path: the test split is carved out of it by hash."""
     test_fraction: float = Field(gt=0, lt=1)
     """Share carved out for the test split; only read when test_file is train_file."""
     format: Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
-    """How a row holds its conversation: one file of qlora/data/formats each."""
+    """How a row holds its conversation: see FORMATS in qlora/data/formats."""
     columns: dict[str, str]
     """Names that columns have in the files, by the names that the format knows, such as {instruction: question, output: answer}."""
     system_message: str | None = Field(min_length=1)
@@ -28,7 +28,7 @@ class DataParams(Section):
     """A conversation that can't be trained on, or that the chat template can't show, is dropped and counted by reason, or ends the run."""
 
     max_chars: int = Field(gt=0)
-    """Characters of a conversation, all messages together. A longer one is invalid, and is not looked at any further."""
+    """Characters of a conversation, all messages together, with reasoning, calls and tools. A longer one is invalid and not read further."""
     on_duplicate: Literal["drop", "keep", "error"]
     """A conversation that the train file held before, but for case, width and white space: only the first is kept, all are, or the run ends."""
     max_leakage: float = Field(ge=0, le=1)

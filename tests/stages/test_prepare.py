@@ -309,6 +309,10 @@ def test_another_format_is_recognised(tmp_path: Path) -> None:
     alpaca = [{"instruction": "a", "output": "b"}]
     with pytest.raises(InputError, match=r"no column 'messages', only instruction, output: .*; this looks like data.format: alpaca"):
         run(tmp_path, alpaca, alpaca)
+    with pytest.raises(InputError, match=r"no column 'responze', .*data.columns: \{completion: COLUMN\}"):
+        run(tmp_path, alpaca, alpaca, format="prompt_completion", columns={"prompt": "instruction", "completion": "responze"})
+    with pytest.raises(InputError, match=r"data.columns names 'answer', which data.format: messages does not read; known: messages"):
+        run(tmp_path, alpaca, alpaca, columns={"answer": "output"})
 
 
 def test_both_kinds_of_conversation_are_read_under_both_names(tmp_path: Path) -> None:
@@ -364,7 +368,30 @@ def test_tools_reasoning_and_answers_that_are_not_learned_are_kept(tmp_path: Pat
     assert kept["messages"][1] == {"role": "assistant", "content": "5", "learn": False}
     assert kept["messages"][3]["reasoning_content"] == "so"
     assert kept["messages"][3]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
-    assert made["report"]["train"]["assistant_turns"] + made["report"]["validation"]["assistant_turns"] == 53
+    assert made["report"]["train"]["assistant_turns"] + made["report"]["validation"]["assistant_turns"] == 52
+
+
+def test_what_a_row_says_beside_its_texts_counts_for_its_length_and_for_duplicates(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Look it up."}
+    call = [{"function": {"name": "find", "arguments": {"key": "a"}}}]
+    other = [{"function": {"name": "find", "arguments": {"key": "b"}}}]
+    special: list[dict[str, Any]] = [
+        {"messages": [asked, {"role": "assistant", "content": "a", "reasoning_content": "x" * 1000}]},
+        {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": call}], "tools": [{"name": "find"}]},
+        {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": other}], "tools": [{"name": "find"}]},
+        {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": call}], "tools": [{"name": "find", "description": "Another."}]},
+        {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": call}], "tools": [{"name": "find"}]},
+        {"messages": [asked, {"role": "assistant", "content": ""}], "tools": "["},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*(row(number) for number in range(50)), *special])), encoding="utf-8")
+    report = run(tmp_path, [], [row(1000)], train_file=str(path), max_chars=500)["report"]
+    dropped = report["files"][str(path)]["dropped"]
+    assert dropped == {"too_many_chars": 1, "duplicate": 1, "bad_tool": 1}
+    # They answer one question, so they are in one split whatever they call.
+    made = run(tmp_path, [], [], train_file=str(path), test_file=str(path), test_fraction=0.3, max_chars=500)
+    places = {split for split in ("train", "validation", "test") for line in made[split] if "tools" in line}
+    assert len(places) == 1
 
 
 LONG = " ".join(f"word{number}" for number in range(40))

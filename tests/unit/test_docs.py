@@ -60,3 +60,13 @@ def test_every_tool_explains_itself_without_torch(module: str) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "argparse" in imported
     assert "torch" not in imported
+
+
+def test_the_table_of_models_is_what_the_code_does() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import models
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    text = models.PAGE.read_text(encoding="utf-8")
+    assert text == models.page(text), "run `python docs/models.py`"

@@ -158,6 +158,16 @@ def test_what_a_template_can_not_show_is_refused_or_dropped_and_counted(name: st
     assert dropping.refusal
 
 
+@pytest.mark.parametrize(
+    "answer", [{"reasoning_content": "add"}, {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]}]
+)
+def test_what_the_question_happens_to_say_does_not_stand_for_an_answer(answer: Any) -> None:
+    """The template shows neither, and both words are in the rendered text."""
+    conversation = Conversation("id", "c", [Message(role="user", content="Please add 2 and 2"), {"role": "assistant", "content": "", **answer}])
+    with pytest.raises(InputError, match="chat-text-lost"):
+        made("gemma3").encode(conversation)
+
+
 def test_an_answer_that_is_not_learned_is_shown_and_not_learned() -> None:
     for name in ("llama3", "qwen3"):
         template = made(name)

@@ -63,6 +63,7 @@ def test_alpaca_joins_instruction_and_input_and_puts_history_first() -> None:
 def test_prompt_and_completion_may_be_messages() -> None:
     row = {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]}
     assert FORMATS["prompt_completion"].to_messages(row) == EXPECTED
+    assert FORMATS["prompt_completion"].to_messages({**row, "system": "s"}) == [Message(role="system", content="s"), *EXPECTED]
     with pytest.raises(ValueError, match=r"completion is \[.*\] \(list\), expected text"):
         FORMATS["prompt_completion"].to_messages({**row, "prompt": "2+2?"})
 
@@ -177,6 +178,10 @@ def test_keys_that_are_not_read_are_counted_unless_they_are_known_to_be_harmless
     ignored: Counter[str] = Counter()
     assert FORMATS["messages"].to_messages({"messages": turns}, ignored) == EXPECTED
     assert ignored == {"mood": 1, "cache": 1}
+    # What an assistant alone may have.
+    ignored.clear()
+    FORMATS["messages"].to_messages({"messages": [{"role": "user", "content": "a", "thinking": "b", "name": "Ana", "weight": 0}]}, ignored)
+    assert ignored == {"thinking": 1, "name": 1}
 
 
 @pytest.mark.parametrize("written", [json.dumps(EXPECTED), repr(EXPECTED)])

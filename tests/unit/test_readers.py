@@ -107,7 +107,14 @@ def test_a_bad_line_is_named_by_its_number_and_the_others_are_read(tmp_path: Pat
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.xlsx"
     path.write_text("a,b\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"\[data-suffix\] .*expected one of \.parquet, \.json, \.jsonl, \.arrow, \.csv, \.tsv"):
+    for name in ("rows.parquet.gz", "rows.arrow.zst"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(InputError, match="data-suffix"):
+            list(read_rows(tmp_path / name, ["messages"]))
+    with pytest.raises(
+        InputError,
+        match=r"\[data-suffix\] .*expected \.parquet, \.json, \.jsonl, \.arrow, \.csv, \.tsv, or \.json, .* with \.gz or \.zst",
+    ):
         list(read_rows(path, ["messages"]))
 
 

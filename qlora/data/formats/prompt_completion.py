@@ -18,8 +18,9 @@ def to_messages(row: dict[str, Any], ignored: Counter[str] | None = None) -> lis
         UnsupportedTurnError: an image, a weight or a call that can't be used.
     """
     prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return message_list("prompt", prompt, ignored=ignored) + message_list("completion", completion, ignored=ignored)
     system = text("system", row.get("system"))
     opening: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    if isinstance(prompt, list) and isinstance(completion, list):
+        messages = message_list("prompt", prompt, ignored=ignored) + message_list("completion", completion, ignored=ignored)
+        return messages if messages and messages[0]["role"] == "system" else opening + messages
     return [*opening, {"role": "user", "content": text("prompt", prompt)}, {"role": "assistant", "content": text("completion", completion)}]

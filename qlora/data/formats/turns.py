@@ -20,7 +20,8 @@ ROLES = {
 """Roles in the spellings of both kinds of conversation, in any case. A call is an assistant's turn whose text is a tool's name and arguments."""
 PLAIN = {name: role for name, role in ROLES.items() if role in (SYSTEM, USER, ASSISTANT)}
 REASONING = ("reasoning_content", "thinking", "reasoning")
-READ = frozenset(("role", "content", "from", "value", "weight", "train", "tool_calls", "function_call", "tool_call_id", "name", *REASONING))
+TEXT_KEYS = frozenset(("role", "content", "from", "value"))
+ASSISTANT_KEYS = frozenset(("weight", "train", "tool_calls", "function_call", *REASONING))
 HARMLESS = frozenset(("id", "timestamp", "created_at", "createdAt", "date", "model", "annotations", "language", "lang", "tokens", "token_count"))
 """Keys of a message that say nothing of what is to be learned."""
 IMAGE_MARK = "<image>"
@@ -89,7 +90,7 @@ def _unusual(place: str, item: dict[str, Any], ignored: Counter[str] | None) -> 
     role = ROLES.get(speaker.strip().lower(), speaker)
     content = _content(f"{place}.{content_key}", item.get(content_key), role)
     if ignored is not None:
-        ignored.update(key for key, value in item.items() if value is not None and key not in READ and key not in HARMLESS)
+        ignored.update(key for key, value in item.items() if value is not None and key not in HARMLESS and not _is_read(key, value, role))
     if role == CALL:
         return {"role": ASSISTANT, "content": "", "tool_calls": _calls(place, content)}
     message: Message = {"role": role, "content": content}
@@ -105,6 +106,16 @@ def _unusual(place: str, item: dict[str, Any], ignored: Counter[str] | None) -> 
         if item.get("name"):
             message["name"] = text(f"{place}.name", item["name"])
     return message
+
+
+def _is_read(key: str, value: Any, role: str) -> bool:
+    """Whether something becomes of the key: what only an assistant or a tool has is not read of others."""
+    if key in ("tool_call_id", "name"):
+        return role == TOOL
+    # Of other turns nothing is learned anyway.
+    if key in ("weight", "train") and not value:
+        return True
+    return key in TEXT_KEYS or (role == ASSISTANT and key in ASSISTANT_KEYS)
 
 
 def _content(place: str, content: Any, role: str) -> str:
@@ -163,11 +174,11 @@ def _calls(place: str, found: Any) -> list[ToolCall]:
     return calls
 
 
-def _json(place: str, found: str) -> Any:
+def _json(place: str, found: str, reason: str = "bad_tool_call") -> Any:
     try:
         return orjson.loads(found)
     except orjson.JSONDecodeError:
-        raise UnsupportedTurnError("bad_tool_call", f"{place} calls a tool by {found[:200]!r}, which is not JSON") from None
+        raise UnsupportedTurnError(reason, f"{place} holds {found[:200]!r}, which is not JSON") from None
 
 
 def tools_of(found: Any) -> list[Tool]:
@@ -177,10 +188,10 @@ def tools_of(found: Any) -> list[Tool]:
         UnsupportedTurnError: they can't be read.
     """
     if isinstance(found, str):
-        found = _json("tools", found) if found.strip() else None
+        found = _json("tools", found, "bad_tool") if found.strip() else None
     tools: list[Tool] = []
     for tool in found if isinstance(found, list) else [found] if found else []:
-        tool = _json("tools", tool) if isinstance(tool, str) else tool
+        tool = _json("tools", tool, "bad_tool") if isinstance(tool, str) else tool
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise UnsupportedTurnError("bad_tool", f"tools holds {tool!r}, expected a name, a description and parameters")
