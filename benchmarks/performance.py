@@ -40,8 +40,16 @@ class Goal:
 
 
 LARGE_ROWS = 5_200_000
+PREPARE_ROWS = 52_000
+PREPARE_GOALS = {
+    ("exact checks", ""): "prepare",
+    ("exact checks", "370"): "prepare short",
+    ("near duplicates too", ""): "prepare near",
+    ("near duplicates too", "370"): "prepare near short",
+}
+"""By what is checked and the length of a row."""
 SHARE_OF_BEST_24_GB = 0.9
-GPU = "benchmarks/gpu.py"
+GPU, PREPARE = "benchmarks/gpu.py", "benchmarks/prepare.py"
 LLAMA = "Llama-3-8B in 4 bits, r 16 on all linear layers, rows of 3,072 tokens"
 GOALS = {
     "training": Goal("training on a CPU, to a bare SFTTrainer", "at least", 0.97, " times", "benchmarks/train_cpu.py"),
@@ -50,10 +58,13 @@ GOALS = {
     "tools": Goal("slowest `--help` of a tool, or `tools.recipes list`", "at most", 0.6, " s", "benchmarks/startup.py"),
     "no-op": Goal("`dvc repro` with nothing to run, to a plain repository's", "at most", 1.5, " times", "benchmarks/repro.py"),
     "no-op seconds": Goal("`dvc repro` with nothing to run", "at most", 1.5, " s", "benchmarks/repro.py"),
-    "prepare": Goal("`prepare` of 52,000 rows with exact gates, to a plain program on `datasets`", "at least", 4, " times", "benchmarks/prepare.py"),
-    "prepare seconds": Goal("`prepare` of 5,200,000 rows with exact gates", "at most", 150, " s", "benchmarks/prepare.py"),
-    "prepare memory": Goal("peak memory of the same", "at most", 2000, " MB", "benchmarks/prepare.py"),
-    "prepare cost": Goal("seconds a row of the same, to those of the next smaller size", "at most", 1.15, " times", "benchmarks/prepare.py"),
+    "prepare": Goal("`prepare` of 52,000 rows with exact checks, to a plain program on `datasets`", "at least", 4, " times", PREPARE),
+    "prepare short": Goal("the same with rows of 370 characters", "at least", 3, " times", PREPARE),
+    "prepare near": Goal("`prepare` of 52,000 rows with all checks, to the same program", "at least", 1.5, " times", PREPARE),
+    "prepare near short": Goal("the same with rows of 370 characters", "at least", 1.5, " times", PREPARE),
+    "prepare seconds": Goal("`prepare` of 5,200,000 rows with exact checks", "at most", 150, " s", PREPARE),
+    "prepare memory": Goal("peak memory of the same", "at most", 2000, " MB", PREPARE),
+    "prepare cost": Goal("seconds a row of the same, to those of the next smaller size", "at most", 1.15, " times", PREPARE),
     "generation": Goal("answers in batches of 32, to one by one", "at least", 8, " times", "benchmarks/generate.py"),
     "gpu": Goal(f"{LLAMA}, on an H200 without activation checkpointing", "at least", 13_000, " tokens/s", GPU),
     "gpu checkpointing": Goal(f"{LLAMA}, on an H200 with activation checkpointing", "at least", 9_500, " tokens/s", GPU),
@@ -165,45 +176,47 @@ def repro(record: Record) -> list[Subject]:
 class PrepareRun:
     program: str
     rows: int
-    short: bool
-    """Of 500 characters, not no_robots' 1,230."""
+    length: str
+    """Characters of a row; "" for no_robots' 1,230."""
     seconds: list[float]
     peak_mb: Figure
 
 
 def prepare_runs(record: Record) -> list[PrepareRun]:
-    """What a run did stands in its name: `datasets` or `prepare`, its gates, its rows if they are not those of the record."""
+    """What a run did stands in its name: `datasets` or `prepare`, its checks, its rows and their length if they are not those of the record."""
     runs = []
     for name, seconds in record["seconds"].items():
         size = re.search(r"\d[\d,_]{3,}", name)
         rows = int(re.sub(r"\D", "", size[0])) if size else record["rows"]
-        program = "datasets" if "datasets" in name else "near duplicates too" if "near" in name else "exact gates"
+        program = "datasets" if "datasets" in name else "near duplicates too" if "near" in name else "exact checks"
         program += ", one process" if "one process" in name else ""
         peak = record["peak_mb_of_all_processes"][name]
-        runs.append(PrepareRun(program, rows, "short" in name, seconds, Figure.of(peak, " MB") if isinstance(peak, list) else Figure(peak, " MB")))
+        length = "500" if "short" in name else "370" if "370" in name else ""
+        runs.append(PrepareRun(program, rows, length, seconds, Figure.of(peak, " MB") if isinstance(peak, list) else Figure(peak, " MB")))
     return runs
 
 
 def prepare(record: Record) -> list[Subject]:
     runs = prepare_runs(record)
-    plain = {(run.rows, run.short): run for run in runs if run.program == "datasets"}
+    plain = {(run.rows, run.length): run for run in runs if run.program == "datasets"}
     rows = []
     for run in runs:
-        if run.program == "datasets" or (run.rows, run.short) not in plain:
+        if run.program == "datasets" or (run.rows, run.length) not in plain:
             continue
-        theirs = plain[run.rows, run.short]
+        theirs = plain[run.rows, run.length]
         beside = f"a plain program on `datasets`: {number(statistics.median(theirs.seconds))} s against {number(statistics.median(run.seconds))} s"
-        goal = "prepare" if (run.program, run.rows) == ("exact gates", 52_000) else None
-        rows.append(Row(f"{run.rows:,} rows, {run.program}", Figure.of(ratios(theirs.seconds, run.seconds), " times as fast"), beside, goal))
+        of = f" of {run.length} characters" if run.length else ""
+        goal = PREPARE_GOALS.get((run.program, run.length)) if run.rows == PREPARE_ROWS else None
+        rows.append(Row(f"{run.rows:,} rows{of}, {run.program}", Figure.of(ratios(theirs.seconds, run.seconds), " times as fast"), beside, goal))
     sizes: dict[str, list[PrepareRun]] = defaultdict(list)
-    for run in sorted((run for run in runs if run.short), key=lambda run: run.rows):
+    for run in sorted((run for run in runs if run.length == "500"), key=lambda run: run.rows):
         sizes[run.program].append(run)
     for program, found in sizes.items():
         for before, run in itertools.pairwise(found):
             what = f"{run.rows:,} rows of 500 characters, {program}"
             cost = statistics.median(run.seconds) / run.rows / (statistics.median(before.seconds) / before.rows)
             there = f"{number(before.peak_mb.median)} MB at {before.rows:,} rows"
-            if (program, run.rows) == ("exact gates", LARGE_ROWS):
+            if (program, run.rows) == ("exact checks", LARGE_ROWS):
                 rows += [
                     Row(what, Figure.of(run.seconds, " s"), "", "prepare seconds"),
                     Row("its peak memory", run.peak_mb, there, "prepare memory"),

@@ -4,8 +4,9 @@
 
 Both programs read the same generated parquet of chat rows, add a system message, drop what can't be trained on, carve a validation split and write
 JSON lines of id, category and messages; they run as whole processes, in turn. Beside the plain one, on 52,000 rows as long as no_robots' (1,230
-characters): `prepare` with every gate but the near duplicates (data.near_threshold: null), by one process, and with all gates. Then on rows of 500
-characters: every size, with near duplicates up to 520,000. 5.2 million rows need 6 GB where TMPDIR lies while this runs. Writes results/prepare.json.
+characters) and on as many of 370: `prepare` with every check but the near duplicates (data.near_threshold: null), by one process, and with all
+checks. Then on rows of 500 characters: every size, with near duplicates up to 520,000. 5.2 million rows need 6 GB where TMPDIR lies while this
+runs. Writes results/prepare.json.
 """
 
 import argparse
@@ -31,6 +32,8 @@ import pyarrow.parquet as pq
 from benchmarks.machine import describe_machine
 
 ROWS = 52_000
+LENGTHS = {"": 158, ", 370 characters": 46}
+"""Mean of a row as its runs are named, no_robots' where nothing is said, and the most words of a message that make it."""
 SIZES = [52_000, 520_000, 5_200_000]
 NEAR_ROWS = 520_000
 BEYOND_ASCII = ["\u201cquoted\u201d", "caf\u00e9", "\u6771\u4eac", "\U0001f600", "na\u00efve \u2013 na\u00efve"]
@@ -159,9 +162,18 @@ def main() -> None:
     peaks: dict[str, list[float]] = defaultdict(list)
     loads = []
     with tempfile.TemporaryDirectory() as folder:
-        long, long_test, test = (Path(folder) / f"{name}.parquet" for name in ("long", "long-test", "test"))
-        for path, rows, seed in ((long, ROWS, 0), (long_test, 500, 1)):
-            write_rows(path, rows, seed, different=3 * rows, most_words=158, prompts=True)
+        sides: dict[str, tuple[Any, ...]] = {}
+        for number, (length, words) in enumerate(LENGTHS.items()):
+            pair = [Path(folder) / f"{number}-{split}.parquet" for split in ("train", "test")]
+            for path, rows, seed in zip(pair, (ROWS, 500), (0, 1), strict=True):
+                write_rows(path, rows, seed, different=3 * rows, most_words=words, prompts=True)
+            sides |= {
+                f"prepare{length}": (OURS, *pair, "exact"),
+                f"datasets{length}": (PLAIN, *pair),
+                f"prepare, one process{length}": (OURS, *pair, "exact", "1"),
+                f"prepare, near duplicates{length}": (OURS, *pair, "near"),
+            }
+        test = Path(folder) / "test.parquet"
         write_rows(test, 500, 1)
         files = {rows: Path(folder) / f"{rows}.parquet" for rows in sizes}
         for rows, path in files.items():
@@ -171,10 +183,7 @@ def main() -> None:
         for rows, path in near.items():
             write_rows(path, rows, 0, different=3 * rows)
         runs: dict[str, tuple[Any, ...]] = {
-            "prepare": (OURS, long, long_test, "exact"),
-            "datasets": (PLAIN, long, long_test),
-            "prepare, one process": (OURS, long, long_test, "exact", "1"),
-            "prepare, near duplicates": (OURS, long, long_test, "near"),
+            **sides,
             **{f"prepare, {rows:,} short rows": (OURS, path, test, "exact") for rows, path in files.items()},
             **{f"prepare, near duplicates, {rows:,} short rows": (OURS, path, test, "near") for rows, path in near.items()},
         }
@@ -196,7 +205,9 @@ def main() -> None:
         "peak_mb_of_all_processes": {name: round(statistics.median(values), 1) for name, values in peaks.items()},
         "microseconds_per_row": cost,
         "times_faster": {
-            name: times_faster(seconds[name], seconds["datasets"]) for name in ("prepare", "prepare, one process", "prepare, near duplicates")
+            f"{name}{length}": times_faster(seconds[f"{name}{length}"], seconds[f"datasets{length}"])
+            for length in LENGTHS
+            for name in ("prepare", "prepare, one process", "prepare, near duplicates")
         },
     }
     RESULTS.parent.mkdir(exist_ok=True)

@@ -8,6 +8,9 @@ ROLES = frozenset(("system", "user", "assistant", "tool"))
 CALL = "assistant, calling"
 """Stands for the role of an assistant that calls tools where the order of roles is judged: results may follow it."""
 
+PLAIN_KEYS = 2
+"""Of a message whose text is all that it says: role and content."""
+
 
 class Function(TypedDict):
     """A tool that is called."""

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from qlora.core.conversation import ROLES, Message, Tool, fault_in, roles_of, with_system_message
+from qlora.core.conversation import PLAIN_KEYS, ROLES, Message, Tool, fault_in, roles_of, with_system_message
 from qlora.core.errors import InputError
 from qlora.data import near_duplicates, readers
-from qlora.data.duplicates import is_plain, keys_of, normalised, whole_text
+from qlora.data.duplicates import keys_of, normalised, whole_text
 from qlora.data.formats import FORMATS, OF_EVERY_FORMAT, recognised
 from qlora.data.formats.turns import UnsupportedTurnError, tools_of
 from qlora.data.splits import split_of
@@ -207,6 +207,8 @@ class _Cleaner:
         self._drops_invalid = data.on_invalid == "drop"
         self._max_chars = data.max_chars
         self._near_threshold = data.near_threshold
+        self._keys: Counter[str] = Counter()
+        """Of messages, in one batch, that are neither read nor known to be harmless."""
         opening = with_system_message([], data.system_message)
         self._opening = b"".join(orjson.dumps(message) + b"," for message in opening)
         """The system turn for conversations without one, as it stands in a line."""
@@ -214,26 +216,29 @@ class _Cleaner:
 
     def clean(self, batch: readers.Batch) -> Cleaned:
         cleaned = Cleaned(batch.path, {}, Counter())
+        self._keys.clear()
         pairs: dict[str, list[list[bytes]]] = {}
         rows, foreign = batch.rows()
         for number, row in enumerate(rows, start=batch.first):
             self._add(cleaned, number, row, pairs)
         cleaned.ignored.update({f"column {name!r}": count for name, count in foreign.items()})
+        cleaned.ignored.update({f"key {key!r} of messages": count for key, count in self._keys.items()})
         for split, conversations in pairs.items():
             cleaned.parts[split].bands = near_duplicates.bands_of(conversations, self._near_threshold or 1)
         return cleaned
 
     def _add(self, cleaned: Cleaned, number: int, row: readers.Row | readers.BadRow, pairs: dict[str, list[list[bytes]]]) -> None:
         """Add the row to the part of its split, as a line or as the reason why it can't be trained on, and its word pairs when they are asked for."""
-        messages, tools, reason, detail = self._read(row, cleaned.ignored)
+        messages, tools, reason, detail = self._read(row)
         contents = [message["content"] for message in messages]
-        plain = not tools and all(map(is_plain, messages))
+        # Most rows: what they have is roles and texts.
+        plain = not tools and max(map(len, messages), default=0) <= PLAIN_KEYS
         whole = contents if plain else [*map(whole_text, messages), *([orjson.dumps(tools).decode()] if tools else [])]
         characters = sum(map(len, whole))
         if reason is None and (not row or characters > self._max_chars):
             # Not looked at any further: its key is that of no text.
             messages, contents, whole, reason, detail = [], [], [], "too_many_chars", f"more than data.max_chars = {self._max_chars:,}"
-        roles = roles_of(messages)
+        roles = tuple([message["role"] for message in messages]) if plain else roles_of(messages)
         reason = reason or fault_in(roles, contents)
         if reason is None and not plain and not any(map(_is_answer, messages)):
             reason = "nothing_to_learn"
@@ -262,37 +267,38 @@ class _Cleaner:
                 "data-invalid", f"{cleaned.path}: row {number}: {reason}{told}, roles {[*roles]}. Fix the row or set data.on_invalid to drop"
             )
 
-    def _read(self, row: readers.Row | readers.BadRow, ignored: Counter[str]) -> tuple[list[Message], list[Tool], str | None, str]:
+    def _read(self, row: readers.Row | readers.BadRow) -> tuple[list[Message], list[Tool], str | None, str]:
         """Messages and tools of the row; where it has none that can be used, the reason and what is wrong."""
         if isinstance(row, readers.BadRow):
             return [], [], row.reason, row.message
         if not row:
             return [], [], None, ""
-        keys: Counter[str] = Counter()
         try:
-            messages = self._to_messages(row, keys)
+            messages = self._to_messages(row, self._keys)
             tools = tools_of(row["tools"]) if row.get("tools") else []
         except UnsupportedTurnError as error:
             return [], [], error.reason, str(error)
         except ValueError as error:
             return [], [], "wrong_type", str(error)
-        ignored.update({f"key {key!r} of messages": count for key, count in keys.items()})
         return messages, tools, None, ""
 
     def _add_line(self, part: Part, messages: list[Message], tools: list[Tool], category: object, *, opens: bool) -> None:
         """`{"id": ..., "category": ..., "messages": [...]}`, and tools where there are any: the messages, whose hash is the id, are rendered once."""
         rendered = orjson.dumps(messages)
         offered = b',"tools":' + orjson.dumps(tools) if tools else b""
-        part.lines += b'{"id":"'
-        part.lines += hashlib.sha256(rendered + offered).hexdigest()[:16].encode()
-        part.lines += b'","category":'
-        part.lines += orjson.dumps("all" if category is None else str(category)[:CATEGORY_CHARS])
-        part.lines += b',"messages":['
-        if opens:
-            part.lines += self._opening
-        part.lines += rendered[1:]
-        part.lines += offered
-        part.lines += b"}\n"
+        part.lines += b"".join(
+            (
+                b'{"id":"',
+                hashlib.sha256(rendered + offered if offered else rendered).hexdigest()[:16].encode(),
+                b'","category":',
+                orjson.dumps("all" if category is None else str(category)[:CATEGORY_CHARS]),
+                b',"messages":[',
+                self._opening if opens else b"",
+                rendered[1:],
+                offered,
+                b"}\n",
+            )
+        )
         part.ends.append(len(part.lines))
 
 

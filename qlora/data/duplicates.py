@@ -10,7 +10,7 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from qlora.core.conversation import CALL, Message
+from qlora.core.conversation import CALL, PLAIN_KEYS, Message
 
 KEY_BITS = 60
 """Python holds a number of 60 bits in 32 bytes. Among ten million texts two different ones share a key with probability 4e-5."""
@@ -52,7 +52,7 @@ def is_plain(message: Message) -> bool:
 
 def whole_text(message: Message) -> str:
     """What distinguishes a message from others: its text, reasoning and calls."""
-    if is_plain(message):
+    if len(message) == PLAIN_KEYS:
         return message["content"]
     calls = orjson.dumps(message["tool_calls"], option=orjson.OPT_SORT_KEYS).decode() if "tool_calls" in message else ""
     return "\n".join(part for part in (message.get("reasoning_content", ""), message["content"], calls) if part)

@@ -53,8 +53,9 @@ def _words(text: bytes) -> list[bytes]:
     if text.isascii():
         return words
     # Only what is not plain is looked at letter by letter: that takes ten times as long.
-    parted = ([word] if word.isascii() else WORDS.findall(word.decode("utf-8", "surrogatepass")) for word in words)
-    return [word if isinstance(word, bytes) else word.encode() for found in parted for word in found]
+    for place in [place for place, plain in enumerate(map(bytes.isascii, words)) if not plain][::-1]:
+        words[place : place + 1] = [word.encode() for word in WORDS.findall(words[place].decode("utf-8", "surrogatepass"))]
+    return words
 
 
 def spoken(messages: Sequence[Message]) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from qlora.core.conversation import Message, Tool, ToolCall
+from qlora.core.conversation import PLAIN_KEYS, Message, Tool, ToolCall
 
 SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"
 ROLES = {
@@ -18,7 +18,8 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), CALL),
 }
 """Roles in the spellings of both kinds of conversation, in any case. A call is an assistant's turn whose text is a tool's name and arguments."""
-PLAIN = {name: role for name, role in ROLES.items() if role in (SYSTEM, USER, ASSISTANT)}
+ANSWERED = (USER, ASSISTANT)
+"""Of nearly all turns of a file."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 TEXT_KEYS = frozenset(("role", "content", "from", "value"))
 ASSISTANT_KEYS = frozenset(("weight", "train", "tool_calls", "function_call", *REASONING))
@@ -61,10 +62,10 @@ def message_list(column: str, found: Any, *, images: Any = None, ignored: Counte
         if not isinstance(item, dict):
             raise ValueError(f"{column}[{index}] is {item!r}, expected {{'role': ..., 'content': ...}}")
         role, content = item.get("role"), item.get("content")
-        if len(item) == 2 and isinstance(role, str) and role in PLAIN and isinstance(content, str) and THOUGHT not in content:
-            message: Message = {"role": PLAIN[role], "content": content}
-        else:
-            message = _unusual(f"{column}[{index}]", item, ignored)
+        if role in ANSWERED and type(content) is str and len(item) == PLAIN_KEYS and THOUGHT not in content:
+            messages.append({"role": role, "content": content})
+            continue
+        message = _unusual(f"{column}[{index}]", item, ignored)
         if message["role"] != SYSTEM or message["content"].strip():
             messages.append(message)
     return messages
