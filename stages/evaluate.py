@@ -37,7 +37,9 @@ def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Pat
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     base, tuned = (measures.scored(read_jsonl(predictions / f"{side}.jsonl"), conversations) for side in SIDES)
     differences = bootstrap.compare(base, tuned, resamples=values.evaluate.resamples)
-    summaries = {side: measures.summarise(rows, _read(predictions / f"{side}_counts.json")) for side, rows in zip(SIDES, (base, tuned), strict=True)}
+    sources = {conversation.id: conversation.source for conversation in conversations if conversation.source}
+    counts = {side: _read(predictions / f"{side}_counts.json") for side in SIDES}
+    summaries = {side: measures.summarise(rows, counts[side], sources) for side, rows in zip(SIDES, (base, tuned), strict=True)}
     train_loss, eval_loss = (read_points(path) for path in curves.values())
     published = dict(eval_loss).get(_read(train_report)["published_step"])
     write_metrics(metrics / "evaluate.json", headline(values.evaluate.headline, summaries["tuned"], published))

@@ -17,7 +17,7 @@ from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, json_document
 from qlora.core.text import visible
 from qlora.data.checks import Checks
-from qlora.data.cleaning import Cleaned, FileCount, SplitCount, clean
+from qlora.data.cleaning import NOT_DRAWN, Cleaned, FileCount, SplitCount, clean, require_known_weights
 from qlora.data.ray_workers import ray_engine
 from qlora.data.splits import SPLITS
 from qlora.data.workers import Engine, local_engine
@@ -45,6 +45,7 @@ def prepare(values: Params, *, prepared: Path, report: Path, notes: Path) -> Non
     files_read: defaultdict[Path, FileCount] = defaultdict(FileCount)
     ignored: Counter[str] = Counter()
     checks = Checks(data)
+    require_known_weights(data)
     written = [*(prepared / f"{split}.jsonl" for split in SPLITS), report]
     with _engine(runtime) as engine, atomic_writers(written) as (*files, report_file):
         outputs = dict(zip(SPLITS, files, strict=True))
@@ -58,6 +59,7 @@ def prepare(values: Params, *, prepared: Path, report: Path, notes: Path) -> Non
                 for split, part in cleaned.parts.items():
                     counts[split].add(part)
                     outputs[split].write(part.lines)
+                    outputs[split].write(part.repeated())
         _tell(files_read, ignored, counts)
         _require_rows(counts, data)
         checks.require_no_leakage()
@@ -90,7 +92,7 @@ def _tell(files: Mapping[Path, FileCount], ignored: Mapping[str, int], counts: M
     for name, rows in ignored.items():
         logger.warning("%s", visible(f"{name} is not read ({rows:,} times): take it out if it changes nothing, see docs/data.md"))
     for split, part in counts.items():
-        dropped = part.rows_in - part.rows_out
+        dropped = part.rows_in - part.rows_out - part.dropped[NOT_DRAWN]
         if part.rows_in and dropped > part.rows_in * MANY_DROPPED:
             logger.warning("%s of %s rows of the %s split were dropped", f"{dropped:,}", f"{part.rows_in:,}", split)
         if 0 < part.rows_out < FEW_CONVERSATIONS:

@@ -55,10 +55,12 @@ class Conversation(NamedTuple):
     messages: Sequence[Message]
     tools: Sequence[Tool] = ()
     """That the assistant may call."""
+    source: str | None = None
+    """File that it is from, where data.weights tells files apart."""
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Conversation":
-        return cls(record["id"], record["category"], record["messages"], record.get("tools", ()))
+        return cls(record["id"], record["category"], record["messages"], record.get("tools", ()), record.get("source"))
 
     def assistant_turns(self) -> Iterator[int]:
         """Positions in `messages` of the answers that a model learns, and is measured by."""

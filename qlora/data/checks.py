@@ -39,7 +39,7 @@ class Checks:
             else:
                 self._test_rows += len(part.rows)
             if self._near is not None:
-                self._near.add(split, cleaned.path, part.rows, part.ends, part.bands)
+                self._near.add(split, cleaned.path, part.rows, part.ends, part.bands, more=len(part.repeated()))
 
     def _apply_duplicates(self, path: Path, part: Part) -> None:
         repeated = self._seen.repeated(part.texts)

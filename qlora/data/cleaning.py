@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+import xxhash
 
 from qlora.core.conversation import PLAIN_KEYS, ROLES, Message, Tool, fault_in, roles_of, with_system_message
 from qlora.core.errors import InputError
@@ -26,6 +27,9 @@ CATEGORY_CHARS = 200
 EXAMPLES = 3
 """Rows of each reason that are named."""
 DETAIL_CHARS = 150
+NOT_DRAWN = "not_drawn"
+"""Reason of a row that data.weights leaves out."""
+WEIGHT_SEED = 1
 
 
 def numbers() -> "array[int]":
@@ -54,6 +58,8 @@ class Part:
     """Key of the conversation."""
     prompts: "array[int]" = field(default_factory=numbers)
     """Key of what its last answer answers."""
+    copies: "array[int]" = field(default_factory=numbers)
+    """How often the line is written, where data.weights says so."""
     bands: list[bytes] = field(default_factory=list)
     """Keys by which near duplicates of the line are found, when they are looked for; nothing where it is too short."""
 
@@ -80,10 +86,15 @@ class Part:
         for line in lines:
             end += len(line)
             self.ends.append(end)
-        for name in ("rows", "turns", "characters", "texts", "prompts"):
-            values = getattr(self, name)
-            setattr(self, name, array("Q", [values[position] for position in kept]))
+        for name in ("rows", "turns", "characters", "texts", "prompts", "copies"):
+            if values := getattr(self, name):
+                setattr(self, name, array("Q", [values[position] for position in kept]))
         self.bands = [self.bands[position] for position in kept] if self.bands else []
+
+    def repeated(self) -> bytes:
+        """Lines that are written again, after `lines`."""
+        spans = pairwise((0, *self.ends))
+        return b"".join(bytes(self.lines[start:end]) * (copies - 1) for (start, end), copies in zip(spans, self.copies, strict=bool(self.copies)))
 
 
 class Cleaned(NamedTuple):
@@ -97,19 +108,21 @@ class FileCount:
     """What became of the rows of one file."""
 
     def __init__(self) -> None:
-        self.rows_in = 0
+        self.rows_in = self.repeated = 0
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[tuple[int, str]]] = {}
 
     def add(self, parts: Mapping[str, Part]) -> None:
         for part in parts.values():
             self.rows_in += part.rows_in
+            self.repeated += sum(part.copies) - len(part.copies)
             self.dropped.update(part.dropped)
             for reason, rows in part.examples.items():
                 self.examples[reason] = sorted([*self.examples.get(reason, ()), *rows])[:EXAMPLES]
 
     def record(self) -> dict[str, Any]:
-        return {"rows_in": self.rows_in, "rows_out": self.rows_in - self.dropped.total(), "dropped": dict(self.dropped)}
+        record = {"rows_in": self.rows_in, "rows_out": self.rows_in - self.dropped.total(), "dropped": dict(self.dropped)}
+        return record | ({"repeated": self.repeated} if self.repeated else {})
 
     def told(self) -> str:
         """In a line: rows, and of each reason how many were dropped and which were the first."""
@@ -118,7 +131,8 @@ class FileCount:
             f"{count:,} {reason}: row {', '.join(f'{number}{detail}' for number, detail in self.examples[reason])}"
             for reason, count in self.dropped.most_common()
         ]
-        return f"{self.rows_in:,} rows, {kept:,} kept" + (f", dropped {'; '.join(reasons)}" if reasons else "")
+        again = f", {self.repeated:,} written again" if self.repeated else ""
+        return f"{self.rows_in:,} rows, {kept:,} kept{again}" + (f", dropped {'; '.join(reasons)}" if reasons else "")
 
 
 class SplitCount:
@@ -127,6 +141,8 @@ class SplitCount:
     def __init__(self) -> None:
         self.rows_in = 0
         self.rows_out = 0
+        self.repeated = 0
+        """Lines that are written once more."""
         self.turns = 0
         self.characters = 0
         self.longest = 0
@@ -135,6 +151,7 @@ class SplitCount:
     def add(self, part: Part) -> None:
         self.rows_in += part.rows_in
         self.rows_out += len(part.ends)
+        self.repeated += sum(part.copies) - len(part.copies)
         self.turns += sum(part.turns)
         self.characters += sum(part.characters)
         self.longest = max(self.longest, *part.characters, 0)
@@ -150,6 +167,7 @@ class SplitCount:
             "rows_in": self.rows_in,
             "rows_out": self.rows_out,
             "dropped": dict(self.dropped),
+            **({"repeated": self.repeated} if self.repeated else {}),
             "assistant_turns": self.turns,
             "characters": {"total": self.characters, "max": self.longest, "mean": round(self.characters / max(self.rows_out, 1), 3)},
         }
@@ -164,6 +182,19 @@ def clean(path: Path, data: DataParams, *, is_test: bool, engine: Engine) -> Ite
     # A json array has to be read whole, by each process.
     divisible = not any(readers.is_array(file) for file in readers.files_of(path))
     return engine(partial(_clean_share, path, data, is_test), divisible=divisible)
+
+
+def source_of(file: Path, root: Path) -> str:
+    """The path of a file in the folder that is read, or the name of the one file."""
+    return file.relative_to(root).as_posix() if root.is_dir() else file.name
+
+
+def require_known_weights(data: DataParams) -> None:
+    """Raises InputError for a name in data.weights that is no file of data.train_file."""
+    root = Path(data.train_file)
+    known = [source_of(file, root) for file in readers.files_of(root)] if data.weights else []
+    if unknown := [name for name in data.weights if name not in known]:
+        raise InputError("data-weights", f"data.weights names {unknown[0]!r}, which is no file of {root}: known are {', '.join(known[:20])}")
 
 
 def columns_of(data: DataParams) -> readers.Columns:
@@ -201,6 +232,7 @@ class _Cleaner:
     """Makes lines of rows. What every row asks for is looked up, and rendered, once."""
 
     def __init__(self, data: DataParams, *, is_test: bool) -> None:
+        self._weights, self._root = data.weights, Path(data.test_file if is_test else data.train_file)
         self._to_messages = FORMATS[data.format].to_messages
         self._is_test = is_test
         self._validation, self._test = data.validation_fraction, data.carved_fraction
@@ -248,10 +280,15 @@ class _Cleaner:
         split = "test" if self._is_test else split_of(prompt, validation=self._validation, test=self._test) if messages else "train"
         part = cleaned.parts.get(split) or cleaned.parts.setdefault(split, Part())
         part.rows_in += 1
-        if reason is None:
+        copies = self._copies_of(cleaned.path, text) if self._weights and split == "train" and reason is None else 1
+        if copies == 0:
+            part.count_dropped(NOT_DRAWN, number)
+        elif reason is None:
             assert isinstance(row, dict)
             opens = roles[0] != "system"
-            self._add_line(part, messages, tools, row.get("category"), opens=opens)
+            self._add_line(part, messages, tools, row.get("category"), self._source_of(cleaned.path), opens=opens)
+            if self._weights:
+                part.copies.append(copies)
             part.rows.append(number)
             part.turns.append(roles.count("assistant") if plain else sum(_is_answer(message) for message in messages))
             part.characters.append(characters + opens * self._opening_chars)
@@ -266,6 +303,16 @@ class _Cleaner:
             raise InputError(
                 "data-invalid", f"{cleaned.path}: row {number}: {reason}{told}, roles {[*roles]}. Fix the row or set data.on_invalid to drop"
             )
+
+    def _copies_of(self, path: Path, text: int) -> int:
+        """How often a conversation of this key is in the train split: the whole part of its file's weight, and once more by the hash of its text."""
+        whole, share = divmod(self._weights.get(self._source_of(path), 1.0), 1)
+        drawn = xxhash.xxh3_64_intdigest(text.to_bytes(8, "little"), seed=WEIGHT_SEED) / 2**64
+        return int(whole) + (drawn < share)
+
+    def _source_of(self, path: Path) -> str:
+        """The file as data.weights names it; "" where it tells no files apart."""
+        return source_of(path, self._root) if self._weights else ""
 
     def _read(self, row: readers.Row | readers.BadRow) -> tuple[list[Message], list[Tool], str | None, str]:
         """Messages and tools of the row; where it has none that can be used, the reason and what is wrong."""
@@ -282,8 +329,8 @@ class _Cleaner:
             return [], [], "wrong_type", str(error)
         return messages, tools, None, ""
 
-    def _add_line(self, part: Part, messages: list[Message], tools: list[Tool], category: object, *, opens: bool) -> None:
-        """`{"id": ..., "category": ..., "messages": [...]}`, and tools where there are any: the messages, whose hash is the id, are rendered once."""
+    def _add_line(self, part: Part, messages: list[Message], tools: list[Tool], category: object, source: str, *, opens: bool) -> None:
+        """`{"id": ..., "category": ..., "messages": [...]}`, with source and tools where there are any: the messages are rendered once."""
         rendered = orjson.dumps(messages)
         offered = b',"tools":' + orjson.dumps(tools) if tools else b""
         part.lines += b"".join(
@@ -292,6 +339,7 @@ class _Cleaner:
                 hashlib.sha256(rendered + offered if offered else rendered).hexdigest()[:16].encode(),
                 b'","category":',
                 orjson.dumps("all" if category is None else str(category)[:CATEGORY_CHARS]),
+                b',"source":' + orjson.dumps(source) if source else b"",
                 b',"messages":[',
                 self._opening if opens else b"",
                 rendered[1:],

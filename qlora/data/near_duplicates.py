@@ -125,13 +125,14 @@ class NearDuplicates:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, split: str, path: Path, rows: Sequence[int], ends: Sequence[int], bands: Sequence[bytes]) -> None:
+    def add(self, split: str, path: Path, rows: Sequence[int], ends: Sequence[int], bands: Sequence[bytes], *, more: int = 0) -> None:
         """Remember lines that are about to be written to the split's file.
 
         Args:
             rows: Their numbers in the raw file.
             ends: Where each ends, from the first on.
             bands: Their keys, or nothing where a conversation is too short.
+            more: Bytes that are written after them.
         """
         if not self._places or self._places[-1] != (split, path):
             self._places.append((split, path))
@@ -145,7 +146,7 @@ class NearDuplicates:
             self._rows.append(row)
             self._offsets.append(written + start)
             self._sources.append(source)
-        self._written[split] = written + (ends[-1] if ends else 0)
+        self._written[split] = written + (ends[-1] if ends else 0) + more
 
     def find(self, files: Mapping[str, BinaryIO]) -> tuple[list[Pair], list[Pair]]:
         """Rows that are nearly an earlier one of the train file, and test rows that are nearly one of it.

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ class DataParams(Section):
     """How a row holds its conversation: see FORMATS in qlora/data/formats."""
     columns: dict[str, str]
     """Names that columns have in the files, by the names that the format knows, such as {instruction: question, output: answer}."""
+    weights: dict[str, Annotated[float, Field(ge=0, le=100)]]
+    """How often rows of a file of train_file are in the train split, by the file's path in the folder: 0.5 keeps half of them, chosen by the hash of
+    their text; 2 has each twice. Files that are not named count once; {}: all do. Predictions are then summed up by file too."""
     system_message: str | None = Field(min_length=1)
     """Given to conversations without a system turn; null leaves them as they are."""
     validation_fraction: float = Field(ge=0, lt=1)

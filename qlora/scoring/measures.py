@@ -102,17 +102,27 @@ def defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def summarise(predictions: Sequence[Prediction], counts: Mapping[str, int]) -> dict[str, Any]:
-    """The measures of one model, overall and by category; with several seeds the standard deviation of each between them."""
-    by_category, by_seed = defaultdict(list), defaultdict(list)
+def summarise(predictions: Sequence[Prediction], counts: Mapping[str, int], sources: Mapping[str, str]) -> dict[str, Any]:
+    """The measures of one model, overall, by category and by source; with several seeds the standard deviation of each between them.
+
+    Args:
+        sources: By the id of a conversation the file that it is from; those whose file is not told are left out of `by_source`.
+    """
+    by_category, by_source, by_seed = defaultdict(list), defaultdict(list), defaultdict(list)
     for prediction in predictions:
         by_category[prediction["category"]].append(prediction)
+        if prediction["id"] in sources:
+            by_source[sources[prediction["id"]]].append(prediction)
         by_seed[prediction["seed"]].append(prediction)
     (first, *_) = by_seed.values()
+    groups = {"by_category": by_category} | ({"by_source": by_source} if by_source else {})
     summary = {
         **values(predictions),
         "counts": {**counts, "turns": len(first), "tokens": sum(prediction["tokens"] for prediction in first)},
-        "by_category": {category: {**values(rows), "turns": len(rows) // len(by_seed)} for category, rows in sorted(by_category.items())},
+        **{
+            name: {group: {**values(rows), "turns": len(rows) // len(by_seed)} for group, rows in sorted(found.items())}
+            for name, found in groups.items()
+        },
     }
     if len(by_seed) > 1:
         each = [values(rows) for rows in by_seed.values()]

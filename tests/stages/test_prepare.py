@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,53 @@ def test_tools_reasoning_and_answers_that_are_not_learned_are_kept(tmp_path: Pat
     assert kept["messages"][3]["reasoning_content"] == "so"
     assert kept["messages"][3]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
     assert made["report"]["train"]["assistant_turns"] + made["report"]["validation"]["assistant_turns"] == 52
+
+
+def mixture(tmp_path: Path, weights: dict[str, float], **changes: Any) -> dict[str, Any]:
+    folder = tmp_path / "mixed"
+    folder.mkdir(exist_ok=True)
+    for name, start in (("chat", 0), ("code", 1000)):
+        lines = [json.dumps(row(number)) for number in range(start, start + 400)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    values = {"weights": weights, "validation_fraction": 0.1, "system_message": None, **changes}
+    return run(tmp_path, [], [row(5000)], train_file=str(folder), **values)
+
+
+def test_a_file_of_a_mixture_is_drawn_from_or_repeated(tmp_path: Path) -> None:
+    plain = mixture(tmp_path, {})
+    made = mixture(tmp_path, {"code.jsonl": 0.5, "chat.jsonl": 2.25})
+    files = {Path(name).name: record for name, record in made["report"]["files"].items()}
+    drawn = Counter(line["source"] for line in made["train"])
+    whole = Counter("code.jsonl" if int(line["messages"][0]["content"].split()[1]) >= 1000 else "chat.jsonl" for line in plain["train"])
+    assert 0.4 < drawn["code.jsonl"] / whole["code.jsonl"] < 0.6
+    assert 2.15 < drawn["chat.jsonl"] / whole["chat.jsonl"] < 2.35
+    assert files["code.jsonl"]["dropped"] == {"not_drawn": whole["code.jsonl"] - drawn["code.jsonl"]}
+    assert files["chat.jsonl"]["repeated"] == made["report"]["train"]["repeated"] == drawn["chat.jsonl"] - whole["chat.jsonl"]
+    # Which rows are drawn is a function of their text; validation and test are as they were.
+    assert mixture(tmp_path, {"code.jsonl": 0.5, "chat.jsonl": 2.25}, near_threshold=None)["train"] == made["train"]
+    for split in ("validation", "test"):
+        assert [line["messages"] for line in made[split]] == [line["messages"] for line in plain[split]]
+    assert all("source" not in line for line in plain["train"])
+    assert {line["source"] for line in made["test"]} == {"test.parquet"}
+    ids = {line["id"] for line in made["train"]}
+    assert ids < {line["id"] for line in plain["train"]}
+    assert {line["id"] for line in mixture(tmp_path, {"code.jsonl": 0.75})["train"]} > {
+        line["id"] for line in made["train"] if "code" in line["source"]
+    }
+
+
+def test_lines_that_are_written_again_do_not_hide_near_duplicates(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    rows = [*(row(number) for number in range(1500)), said(LONG, "yes"), said(NEARLY, "yes")]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    made = run(tmp_path, [], [row(5000)], train_file=str(folder), weights={"a.jsonl": 2.0})
+    assert made["report"]["near"]["duplicates"] == 1
+
+
+def test_a_weight_of_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[data-weights\] data.weights names 'chats.jsonl', .* known are chat.jsonl, code.jsonl"):
+        mixture(tmp_path, {"chats.jsonl": 0.5})
 
 
 def test_what_a_row_says_beside_its_texts_counts_for_its_length_and_for_duplicates(tmp_path: Path) -> None:

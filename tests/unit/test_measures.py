@@ -31,7 +31,7 @@ def test_a_summary_divides_sums_by_counts() -> None:
         (found,) = scored(answered("a b c d" if right else "x"), asked("a b c d"))
         return {**found, **changes}
 
-    metrics = summarise([row("a", 20.0, 10, True), row("b", 90.0, 90, False)], {"conversations": 2, "too_long": 0})
+    metrics = summarise([row("a", 20.0, 10, True), row("b", 90.0, 90, False)], {"conversations": 2, "too_long": 0}, {})
     assert metrics["nll"] == pytest.approx(1.1)
     assert metrics["perplexity"] == pytest.approx(math.exp(1.1))
     assert metrics["bits_per_byte"] == pytest.approx(108 / 100 / math.log(2))
@@ -39,7 +39,7 @@ def test_a_summary_divides_sums_by_counts() -> None:
     assert metrics["by_category"]["a"]["nll"] == 2.0
     assert metrics["by_category"]["a"]["bleu"] == pytest.approx(100)
     assert metrics["counts"] == {"conversations": 2, "too_long": 0, "turns": 2, "tokens": 100}
-    assert math.isfinite(summarise([row("a", 1e9, 1, True)], {})["perplexity"])
+    assert math.isfinite(summarise([row("a", 1e9, 1, True)], {}, {})["perplexity"])
 
 
 def test_a_histogram_counts_every_answer_once() -> None:
@@ -76,9 +76,9 @@ def test_a_score_that_no_answer_defines_is_none_and_the_others_stand() -> None:
     assert found["bleu"] is None, "one word has no 4-gram"
     assert {name for name, value in found.items() if value is None} == {"bleu"}
     assert found["exact_match"] == 0.5
-    summary: dict[str, Any] = summarise(scored(answered("yes", "a b c d"), asked("yes", "a b c d")), {})
+    summary: dict[str, Any] = summarise(scored(answered("yes", "a b c d"), asked("yes", "a b c d")), {}, {})
     assert summary["bleu"] == pytest.approx(100), "of the whole it is defined"
-    assert summarise(scored(answered("yes"), asked("yes")), {})["by_category"]["c"]["bleu"] is None
+    assert summarise(scored(answered("yes"), asked("yes")), {}, {})["by_category"]["c"]["bleu"] is None
 
 
 def test_a_score_over_nothing_is_none() -> None:
@@ -93,7 +93,7 @@ def test_a_score_over_nothing_is_none() -> None:
 
 def test_seeds_of_which_one_has_no_score_have_no_deviation_of_it() -> None:
     first, second = scored(answered("yes"), asked("yes")), scored(answered("yes or no or both"), asked("yes"))
-    found = summarise([*first, {**second[0], "seed": 1}], {})["seed_deviation"]
+    found = summarise([*first, {**second[0], "seed": 1}], {}, {})["seed_deviation"]
     assert found["bleu"] is None
     assert found["exact_match"] == pytest.approx(0.5**0.5)
 
@@ -101,3 +101,11 @@ def test_seeds_of_which_one_has_no_score_have_no_deviation_of_it() -> None:
 def test_a_prediction_of_another_test_set_is_refused() -> None:
     with pytest.raises(InputError, match=r"\[predictions-foreign\] turn 0 of conversation 1 "):
         scored(answered("a", "b"), asked("a"))
+
+
+def test_numbers_by_file_are_of_the_conversations_whose_file_is_told() -> None:
+    rows = scored(answered("yes", "no"), asked("yes", "yes"))
+    found = summarise(rows, {}, {"0": "chat.jsonl"})
+    assert found["by_source"].keys() == {"chat.jsonl"}
+    assert found["by_source"]["chat.jsonl"]["exact_match"] == 1.0
+    assert "by_source" not in summarise(rows, {}, {})

@@ -35,7 +35,7 @@ def render(path: Path, title: str, conversations: list[Conversation], base: list
     counts = {"conversations": len(conversations) + 3, "too_long": 2, "control_token": 0, "not_chosen": 1}
     arguments: dict[str, Any] = {
         "differences": bootstrap.compare(base, tuned, resamples=100),
-        "summaries": {"base": measures.summarise(base, counts), "tuned": measures.summarise(tuned, counts)},
+        "summaries": {"base": measures.summarise(base, counts, {}), "tuned": measures.summarise(tuned, counts, {})},
         "train_loss": [(step, 3 / step) for step in range(1, 50)],
         "eval_loss": [(25, 1.0), (49, 0.5)],
     }

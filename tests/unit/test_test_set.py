@@ -33,7 +33,7 @@ def predict(model: Any, template: ChatTemplate, params: Params, **changes: Any) 
 
 
 def summary_of(predictions: list[Prediction], counts: dict[str, int]) -> dict[str, Any]:
-    return summarise(scored(predictions, conversations()), counts)
+    return summarise(scored(predictions, conversations()), counts, {})
 
 
 def test_every_turn_in_the_order_of_the_test_set_and_what_is_too_long_is_counted(

@@ -6,6 +6,7 @@ every value, and the page's policy allows no script but that of page.js, by its 
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,10 +193,11 @@ def _short(number: float | None, sign: str = "") -> str:
 def _figures(examples: Sequence[_Example], base: Mapping[str, Any], tuned: Mapping[str, Any], train_loss: Curve, eval_loss: Curve) -> list[_Figure]:
     losses = charts.lines({"base": train_loss, "tuned": eval_loss}, "step", "nats a token")
     figures = [_Figure("Loss", losses, grey="training", blue="validation")]
-    for name in ("exact_match", RANKED_BY):
-        categories = tuned["by_category"].keys() & base["by_category"].keys()
-        pairs = {category: (base["by_category"][category][name], tuned["by_category"][category][name]) for category in sorted(categories)}
-        figures.append(_Figure(f"{name} by category", charts.bars(pairs, 1.0)))
+    for name, group in itertools.product(("exact_match", RANKED_BY), ("category", "source")):
+        before_by, after_by = (side.get(f"by_{group}", {}) for side in (base, tuned))
+        pairs = {one: (before_by[one][name], after_by[one][name]) for one in sorted(after_by.keys() & before_by.keys())}
+        if pairs:
+            figures.append(_Figure(f"{name} by {group}", charts.bars(pairs, 1.0)))
     before, after = [example.base for example in examples], [example.tuned for example in examples]
     scores = charts.histogram([_ranking(row) for row in before], [_ranking(row) for row in after], RANKED_BY)
     figures.append(_Figure(f"{RANKED_BY} of each answer", scores))
