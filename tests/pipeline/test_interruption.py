@@ -92,7 +92,7 @@ TOKENS = dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone: Clone, expected: dict[str, bytes], name: str) -> None:
     dvc = started(clone, "dvc", "repro", "train", **TOKENS)
     wait_for(lambda: checkpoint(clone))
@@ -111,7 +111,7 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone:
     assert files_with_a_token(clone.path) == []
 
 
-@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh", None])
+@pytest.mark.parametrize("shell", ["/bin/sh", None])
 def test_no_trainer_goes_on_without_its_dvc(clone: Clone, expected: dict[str, bytes], shell: str | None) -> None:
     dvc = started(clone, "dvc", "repro", "train", SHELL=shell)
     wait_for(lambda: checkpoint(clone))
@@ -173,7 +173,7 @@ def test_edits_outside_the_training_leave_its_checkpoint_in_use(clone: Clone, ex
     assert clone.outputs() == expected
 
 
-@pytest.mark.parametrize("victim", ["a rank", "the first rank", "one by SIGTERM", "the launcher", "the stage, by SIGTERM"])
+@pytest.mark.parametrize("victim", ["the first rank", "the stage, by SIGTERM"])
 def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path, victim: str) -> None:
     before, expected = of_two_processes
     shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
@@ -182,14 +182,13 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
     wait_for(lambda: checkpoint(clone))
     launcher, *ranks = sorted(processes(clone.path, "-m stages.train"))
     assert len(ranks) == 2
-    ranks.sort(key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    chosen = {"a rank": ranks[1], "the first rank": ranks[0], "one by SIGTERM": ranks[1]}.get(victim, launcher)
-    os.kill(chosen, signal.SIGTERM if "SIGTERM" in victim else signal.SIGKILL)
+    first = min(ranks, key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(*((first, signal.SIGKILL) if victim == "the first rank" else (launcher, signal.SIGTERM)))
     assert dvc.wait(60) != 0
     wait_for(lambda: not processes(clone.path), 60)
-    if victim.endswith("rank"):
-        assert f"[rank-died] process {1 if victim == 'a rank' else 0} of 2 was ended by SIGKILL" in log(clone)
-    elif "SIGTERM" in victim:
+    if victim == "the first rank":
+        assert "[rank-died] process 0 of 2 was ended by SIGKILL" in log(clone)
+    else:
         assert log(clone).count("[stopped] SIGTERM at step") == 1
         assert "exited with 75" in log(clone)
     assert "Traceback" not in log(clone)

@@ -33,15 +33,11 @@ def test_an_adapter_trained_on_shuffled_answers_stays_under_a_fifth_and_is_worse
     clone.commit("shuffled")
     clone.run("git", "tag", "shuffled")
 
-    # At two learning rates: the slow one has learned less.
-    run = ("dvc", "exp", "run", "-S", f"data.train_file={TINY}")
-    clone.run(*run, "--name", "fast")
-    clone.run(*run, "--name", "slow", "-S", "train.learning_rate=1e-4")
+    clone.run("dvc", "exp", "run", "-S", f"data.train_file={TINY}", "--name", "fast")
     against_shuffled = clone.run("python", "-m", "tools.compare", "fast", "shuffled", "--fail-if-worse", "exact_match", fails=True)
     assert "worse: exact_match" in against_shuffled
-    for shown in (clone.run("python", "-m", "tools.compare", "fast", "slow"), against_shuffled):
-        found = verdicts(shown)
-        assert {found[name] for name in ("nll", "bits_per_byte")} == {"worse"}
+    found = verdicts(against_shuffled)
+    assert {found[name] for name in ("nll", "bits_per_byte")} == {"worse"}
     found = verdicts(clone.run("python", "-m", "tools.compare", "shuffled", "fast"))
     assert {found[name] for name in ("nll", "exact_match", "rouge_l", "chrf")} == {"better"}
     # Answers learned from shuffled ones may hold no 4-gram at all: BLEU has no row to read a verdict from, then.
