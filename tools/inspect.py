@@ -95,13 +95,14 @@ def _views(split: str, conversation: Conversation, template: Any, values: Params
         limit = f"longer than sequence.max_length = {sequence.max_length} (on_too_long: {sequence.on_too_long})"
         yield View(f"{title}: left out, {max(len(row.ids) for row in encoding.rows)} tokens, {limit}", [])
         return
-    control = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
     for number, example in enumerate(made.examples, start=1):
         texts = token_texts(example.ids, template.tokenizer)
         pieces = [
-            Piece(token, text, label != IGNORE_INDEX, token in control) for token, text, label in zip(example.ids, texts, example.labels, strict=True)
+            Piece(token, text, label != IGNORE_INDEX, token in template.control_ids)
+            for token, text, label in zip(example.ids, texts, example.labels, strict=True)
         ]
-        part = f", piece {number} of {len(made.examples)}" if len(made.examples) > 1 else ""
+        kind = "answer" if made.one_by_one and not made.repeated_tokens else "piece"
+        part = f", {kind} {number} of {len(made.examples)}" if len(made.examples) > 1 else ""
         cut = f", cut from {made.lengths[0]}" if made.cut and not part else ""
         yield View(f"{title}{part}: {len(pieces)} tokens{cut}, {example.supervised} supervised", pieces)
 

@@ -1,6 +1,7 @@
 """Raw rows as lines of data/prepared: each checked by itself, put into a split by its prompt, and counted."""
 
 import hashlib
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ DETAIL_CHARS = 150
 NOT_DRAWN = "not_drawn"
 """Reason of a row that data.weights leaves out."""
 WEIGHT_SEED = 1
+NESTING = re.compile(rb"[\[\]{}]")
+MOST_NESTED = 100
+"""Brackets within brackets, those in texts counted too."""
 
 
 def numbers() -> "array[int]":
@@ -323,10 +327,18 @@ class _Cleaner:
         try:
             messages = self._to_messages(row, self._keys)
             tools = tools_of(row["tools"]) if row.get("tools") else []
+            if tools or any(len(message) > PLAIN_KEYS for message in messages):
+                _require_json([*messages, *tools])
+            str(row.get("category"))
         except UnsupportedTurnError as error:
             return [], [], error.reason, str(error)
         except ValueError as error:
             return [], [], "wrong_type", str(error)
+        except (TypeError, OverflowError) as error:
+            # Of values that JSON has no form for, such as bytes in a parquet file's arguments.
+            return [], [], "wrong_type", f"it can't be written as JSON: {error}"
+        except RecursionError:
+            return [], [], "wrong_type", "it is nested too deeply"
         return messages, tools, None, ""
 
     def _add_line(self, part: Part, messages: list[Message], tools: list[Tool], category: object, source: str, *, opens: bool) -> None:
@@ -348,6 +360,17 @@ class _Cleaner:
             )
         )
         part.ends.append(len(part.lines))
+
+
+def _require_json(values: Sequence[Any]) -> None:
+    """Raises TypeError for what can't be written as JSON, and for what is nested so deeply that a chat template could not render it."""
+    text = orjson.dumps(values)
+    depth = most = 0
+    for code in NESTING.findall(text):
+        depth += 1 if code in (b"[", b"{") else -1
+        most = max(most, depth)
+    if most > MOST_NESTED:
+        raise TypeError(f"it is nested more than {MOST_NESTED} deep")
 
 
 def _is_answer(message: Message) -> bool:

@@ -1,6 +1,7 @@
 """Raw data files as a stream of rows, told by their content: parquet, arrow, csv and JSON lines in bounded memory, a JSON array as a whole."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +49,10 @@ class Columns:
     required: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, tuple[str, ...]]
 
-    def found_in(self, names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-        """(Name here, name there) of those that are there, and what is there besides and may change what a row means.
+    def found_in(self, names: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+        """(Name here, names there) of those that are there, and what is there besides and may change what a row means.
+
+        Of several names for one column the first that holds something is read.
 
         Raises:
             LookupError: a required one is not there; its arguments are the name here and the usual one there.
@@ -57,11 +60,11 @@ class Columns:
         there = set(names)
         pairs = []
         for own, spellings in (*self.required.items(), *self.optional.items()):
-            if (name := next((name for name in spellings if name in there), None)) is not None:
-                pairs.append((own, name))
+            if found := [name for name in spellings if name in there]:
+                pairs.append((own, found))
             elif own in self.required:
                 raise LookupError(own, spellings[0])
-        read = {name for _, name in pairs}
+        read = {name for _, found in pairs for name in found}
         return pairs, [name for name in names if name not in read and name not in HARMLESS]
 
 
@@ -180,7 +183,8 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, read_dictionary=_dictionaries(path)) as file:
             pairs, foreign = _found(path, columns, file.schema_arrow.names)
-            wanted = [name for name in file.schema_arrow.names if name in {name for _, name in pairs}]
+            read = {name for _, found in pairs for name in found}
+            wanted = [name for name in file.schema_arrow.names if name in read]
             first = 1
             # A row group at a time: a dictionary ends with it.
             for group in range(file.num_row_groups):
@@ -215,23 +219,51 @@ def _arrow_batches(path: Path, columns: Columns) -> Iterator[Batch]:
 
 def _csv_batches(path: Path, columns: Columns) -> Iterator[Batch]:
     """Every value is text."""
-    separator = "\t" if kind_of(path) == ".tsv" else ","
-    parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    skipped: list[str] = []
+
+    def skip(row: Any) -> str:
+        skipped.append(f"{path}: a line has {row.actual_columns} columns, the first line {row.expected_columns}: {str(row.text)[:100]!r}")
+        return "skip"
+
+    parse = pyarrow.csv.ParseOptions(delimiter="\t" if kind_of(path) == ".tsv" else ",", newlines_in_values=True, invalid_row_handler=skip)
+    read = pyarrow.csv.ReadOptions(use_threads=False)
+    first = 1
     try:
         with _opened(path) as file:
-            names = pyarrow.csv.open_csv(file, parse_options=parse).schema.names
+            names = pyarrow.csv.open_csv(file, read_options=read, parse_options=parse).schema.names
+        skipped.clear()
+        pairs, foreign = _found(path, columns, names)
         with _opened(path) as file:
-            convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-            yield from _tables(path, columns, pyarrow.csv.open_csv(file, parse_options=parse, convert_options=convert))
+            # As bytes: one that is no text costs its row, not the file.
+            convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)
+            for whole in pyarrow.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert):
+                for start in range(0, whole.num_rows, BATCH_ROWS):
+                    part = whole.slice(start, BATCH_ROWS)
+                    yield Batch(path, first, partial(_text_rows, path, part, pairs, foreign))
+                    first += part.num_rows
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
+    if skipped:
+        yield Batch(path, first, lambda: Rows([BadRow("wrong_columns", message) for message in skipped], Counter()))
+
+
+def _text_rows(path: Path, batch: pa.RecordBatch, pairs: Sequence[tuple[str, list[str]]], foreign: Sequence[str]) -> Rows:
+    rows, counts = _table_rows(path, batch, pairs, foreign)
+    return Rows([_decoded(path, row) if isinstance(row, dict) else row for row in rows], counts)
+
+
+def _decoded(path: Path, row: Row) -> Row | BadRow:
+    try:
+        return {name: value.decode() for name, value in row.items()}
+    except UnicodeDecodeError as error:
+        return BadRow("not_text", f"{path} holds a line that is not UTF-8 ({error})")
 
 
 def _tables(path: Path, columns: Columns, batches: Iterator[pa.RecordBatch]) -> Iterator[Batch]:
     first = 1
     for whole in batches:
         pairs, foreign = _found(path, columns, whole.schema.names)
-        read = whole.select(list(dict.fromkeys(name for _, name in pairs)))
+        read = whole.select(list(dict.fromkeys(name for _, found in pairs for name in found)))
         for start in range(0, read.num_rows, BATCH_ROWS):
             part = read.slice(start, BATCH_ROWS)
             yield Batch(path, first, partial(_table_rows, path, part, pairs, foreign))
@@ -252,22 +284,27 @@ def _dictionaries(path: Path) -> list[str]:
         return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _table_rows(path: Path, batch: pa.RecordBatch, pairs: Sequence[tuple[str, str]], foreign: Sequence[str]) -> Rows:
+def _table_rows(path: Path, batch: pa.RecordBatch, pairs: Sequence[tuple[str, list[str]]], foreign: Sequence[str]) -> Rows:
     try:
         return Rows(_rows_of(batch, pairs), Counter(dict.fromkeys(foreign, batch.num_rows)))
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
 
 
-def _rows_of(batch: pa.RecordBatch, pairs: Sequence[tuple[str, str]]) -> list[Row | BadRow]:
+def _rows_of(batch: pa.RecordBatch, pairs: Sequence[tuple[str, list[str]]]) -> list[Row | BadRow]:
     if batch.nbytes > BATCH_BYTES and batch.num_rows > 1:
         return [row for place in range(batch.num_rows) for row in _rows_of(batch.slice(place, 1), pairs)]
     if batch.nbytes > BATCH_BYTES:
         # One row of so many bytes: a few of the file's may stand for it, repeated. No conversation is as long.
         return [{}]
     names = [own for own, _ in pairs]
-    columns = [to_python(batch.column(name)) for _, name in pairs]
+    columns = [_first_filled([to_python(batch.column(name)) for name in found]) for _, found in pairs]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _first_filled(columns: list[list[Any]]) -> list[Any]:
+    """Of each row the first value that holds something."""
+    return columns[0] if len(columns) == 1 else [next(filter(None, values), values[0]) for values in zip(*columns, strict=True)]
 
 
 def _unreadable(path: Path, error: Exception) -> InputError | MachineError:
@@ -354,9 +391,28 @@ def _array(path: Path, columns: Columns) -> Iterator[Batch]:
     try:
         rows = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InputError("data-damaged", f"{path} is not JSON ({error}): fix or fetch it again") from None
+        rows = _with_surrogates(text)
+        if rows is None:
+            raise InputError("data-damaged", f"{path} is not JSON ({error}): fix or fetch it again") from None
     for start in range(0, len(rows), BATCH_ROWS):
         yield Batch(path, start + 1, partial(_array_rows, path, rows, start, columns))
+
+
+def _with_surrogates(text: bytes) -> list[Any] | None:
+    """An array in which a row holds half a surrogate pair, with text in that row's place; None for what is no array."""
+    try:
+        rows = json.loads(text)
+        return [row if _is_text(row) else "a row with half a surrogate pair" for row in rows]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _array_rows(path: Path, rows: list[Any], start: int, columns: Columns) -> Rows:
@@ -391,13 +447,13 @@ def _add(made: Rows, place: str, row: Any, columns: Columns, *, opens: bool) -> 
     if missing:
         made.rows.append(BadRow("missing_column", f"{place} has no column {missing[1]!r}, only {_some(list(row))}"))
         return
-    made.rows.append({own: row[name] for own, name in pairs})
+    made.rows.append({own: row[found[0]] if len(found) == 1 else next(filter(None, map(row.get, found)), row[found[0]]) for own, found in pairs})
     if foreign:
         made.foreign.update(name for name in foreign if row[name] is not None)
 
 
 @lru_cache(maxsize=1024)
-def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, str]], list[str], tuple[str, str] | None]:
+def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, list[str]]], list[str], tuple[str, str] | None]:
     """What of these names is read and what is foreign; the name of a column that is missing. Most files hold few sets of names."""
     try:
         return *columns.found_in(names), None
@@ -406,7 +462,7 @@ def _known(names: tuple[str, ...], columns: Columns) -> tuple[list[tuple[str, st
         return [], [], (str(own), str(name))
 
 
-def _found(path: Path, columns: Columns, names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _found(path: Path, columns: Columns, names: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
     try:
         return columns.found_in(names)
     except LookupError as error:

@@ -72,6 +72,8 @@ class Chat:
         self.model.generation_config = config
         config.max_new_tokens = min(self.params.max_new_tokens, room)
         self.interrupted = False
+        # Reasoning and channels are told from the answer when it is whole.
+        streams = self.template.writes_only_content
         generate: Any = self.model.generate
         prompt_BT = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode():
@@ -79,10 +81,13 @@ class Chat:
                 input_ids=prompt_BT,
                 attention_mask=torch.ones_like(prompt_BT),
                 generation_config=config,
-                streamer=_Stream(self.template.tokenizer, stops, show) if show else None,
+                streamer=_Stream(self.template.tokenizer, stops, show) if show and streams else None,
                 stopping_criteria=[_Interruption(self)],
             )
-        return answer_of(self.template.content_of, made[0, len(ids) :].tolist(), stops)
+        answer = answer_of(self.template.content_of, made[0, len(ids) :].tolist(), stops)
+        if show and not streams:
+            show(answer.text)
+        return answer
 
     @property
     def _context(self) -> int:

@@ -19,7 +19,7 @@ from qlora.core.conversation import ROLES, Conversation, Message, Tool
 from qlora.core.errors import InputError
 from qlora.model import structure
 from qlora.model.control_tokens import Tokens
-from qlora.model.escaping import Shown, strings, texts
+from qlora.model.escaping import Shown, strings, texts, texts_of_call
 from qlora.model.rendering import NotRenderedError, Renderer
 from qlora.params.chat import ChatParams
 
@@ -126,6 +126,16 @@ class ChatTemplate:
         self._choose_pad()
 
     @property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that are structure, whether the tokenizer calls them special or not."""
+        return frozenset(self._tokens.control.values())
+
+    @property
+    def writes_only_content(self) -> bool:
+        """Whether an answer is its content and the end of its turn, with no reasoning, channel or marks before it."""
+        return not any(self._structure.before_content)
+
+    @property
     def stop_ids(self) -> list[int]:
         """Tokens with which the template ends an answer."""
         return [self._tokens.control[text] for text in self._ends]
@@ -172,7 +182,7 @@ class ChatTemplate:
     def content_of(self, ids: Sequence[int]) -> str:
         """The text of an answer, given without the token that ends it: what a person would read, without reasoning and channels."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        if not any(self._structure.before_content):
+        if self.writes_only_content:
             return text.strip()
         whole = str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
         ends = [place + len(opening) for opening in self._structure.before_content if opening and (place := whole.rfind(opening)) >= 0]
@@ -184,10 +194,15 @@ class ChatTemplate:
         reasons = self._structure.opened or (opening and (begun.startswith(opening) or opening.startswith(begun)))
         return "" if reasons else text.strip()
 
-    def scored_bytes(self, ids: Sequence[int]) -> int:
-        """UTF-8 bytes of the text that these tokens of an answer stand for, its end of turn left out: what bits per byte divides by."""
-        unknown = self.tokenizer.unk_token_id
-        return len(str(self.tokenizer.decode([number for number in ids if number != unknown], skip_special_tokens=True)).strip().encode())
+    def scored_bytes(self, message: Message, ids: Sequence[int]) -> int:
+        """UTF-8 bytes of the message's own text that its tokens, without the end of turn, hold: what bits per byte divides by.
+
+        What the template writes into an answer, such as the name of a channel, and characters without tokens do not count.
+        """
+        content = self.content_of(ids)
+        if message.get("tool_calls"):
+            content = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return len((message.get("reasoning_content", "") + content).encode())
 
     def require_readable(self, lost: int, characters: int, split: str) -> None:
         """Warn of text that the tokenizer has no tokens for.
@@ -247,25 +262,25 @@ class ChatTemplate:
             NotRenderedError: the prompt is not what training would show: a block of reasoning that the answer does not have, or does have.
         """
         reasoning = message.get("reasoning_content", "").strip()
-        tail = re.findall(r"(?:<[^<>]*>)?\s*\Z", prompt)[0]
         if self._structure.opened and not reasoning:
             raise NotRenderedError(
                 "chat-reasoning",
-                f"the prompt that serving shows ends in {tail!r}, a block of reasoning, and this answer has none: train on answers with "
+                f"the prompt that serving shows ends in {_tail(prompt)!r}, a block of reasoning, and this answer has none: train on answers with "
                 f"`reasoning_content`{self._switch()}",
             )
         if whole.startswith(prompt):
             return whole[len(prompt) :]
-        common = structure.common_length(prompt, whole)
         if self._structure.opened and not self._structure.reasoning:
             # DeepSeek's templates open the block and never show what was in it: it stands there as the model writes it.
-            return f"{reasoning}\n{self._structure.opened}\n\n{whole[common:].lstrip()}"
+            before = re.sub(r"<\w+>\s*\Z", "", prompt)
+            return f"{reasoning}\n{self._structure.opened}\n\n{whole.removeprefix(before).lstrip()}"
         if reasoning:
             raise NotRenderedError(
                 "chat-reasoning",
-                f"the prompt that serving shows ends in {tail!r}, so the reasoning of this answer would never be written: leave `reasoning_content` "
-                "out of the raw data, or switch reasoning on in chat.template_kwargs",
+                f"the prompt that serving shows ends in {_tail(prompt)!r}, so the reasoning of this answer would never be written: leave "
+                "`reasoning_content` out of the raw data, or switch reasoning on in chat.template_kwargs",
             )
+        common = structure.common_length(prompt, whole)
         raise NotRenderedError(
             "chat-prompt",
             f"the prompt that serving shows is not what the chat template writes before an answer:\n  prompt   ...{prompt[-200:]!r}\n"
@@ -284,14 +299,16 @@ class ChatTemplate:
         """All answers in one row, and its text; nothing where the prompt of one is not the beginning of the whole."""
         if not turns or not all(turns[-1].whole.startswith(turn.prompt + turn.answer) for turn in turns):
             return [], []
-        whole, *prompts = self._tokens.all_ids([turns[-1].whole, *(turn.prompt for turn in turns)], literals)
-        if not all(whole[: len(prompt)] == prompt for prompt in prompts):
+        whole, lengths = self._tokens.ids_and_beginnings(turns[-1].whole, [turn.prompt for turn in turns], literals)
+        if lengths is None:
             return [], []
         stops = set(self.stop_ids)
         spans = []
-        for prompt in prompts:
-            end = next(place for place in range(len(prompt), len(whole)) if whole[place] in stops) + 1
-            spans.append((len(prompt), end))
+        for length in lengths:
+            end = next((place for place in range(length, len(whole)) if whole[place] in stops), None)
+            if end is None:
+                return [], []
+            spans.append((length, end + 1))
         return [Encoded(whole, spans)], [turns[-1].whole]
 
     def _alone(self, turn: _Turn, literals: Sequence[str] | None) -> Encoded:
@@ -325,11 +342,22 @@ class ChatTemplate:
         last = turns[-1:] if len(rendered) == 1 else turns
         for text, turn in zip(rendered, last, strict=True):
             trimmed += sum(_trimmed_by(text, message) for message in shown.messages[: turn.place + 1])
-            if any(tool.get("function", tool).get("name", "") not in text for tool in shown.tools):
-                raise NotRenderedError("chat-text-lost", "the chat template leaves out the definitions of the row's tools")
+        self._require_known(shown, turns)
         for turn in turns:
             _trimmed_by(turn.answer, shown.messages[turn.place], whole=True)
+            _require_calls(turn.answer, shown.messages[turn.place])
         return trimmed
+
+    def _require_known(self, shown: Shown, turns: Sequence[_Turn]) -> None:
+        """Raises NotRenderedError for what this template never shows: its words may happen to stand elsewhere in the text."""
+        last = turns[-1]
+        if any("tool_calls" in message for message in shown.messages[: last.place + 1]) and not self._structure.tools:
+            raise NotRenderedError("chat-text-lost", "the chat template leaves out calls of tools")
+        shows_reasoning = self._structure.reasoning or self._structure.opened
+        if not shows_reasoning and any("reasoning_content" in shown.messages[turn.place] for turn in turns):
+            raise NotRenderedError("chat-text-lost", "the chat template leaves out the reasoning of answers")
+        if shown.tools and self._renderer.text(shown.messages[: last.place], prompt=True) == last.prompt:
+            raise NotRenderedError("chat-text-lost", "the chat template leaves out the definitions of the row's tools")
 
     def _lost(self, ids: Sequence[int], text: str, messages: Sequence[Message]) -> tuple[int, int]:
         """Characters of the messages' texts, and how many of those the tokens of the rendered text don't hold."""
@@ -458,6 +486,23 @@ class ChatTemplate:
 
     def _names(self, ids: list[int]) -> list[str]:
         return list(self.tokenizer.convert_ids_to_tokens(ids))
+
+
+def _tail(prompt: str) -> str:
+    """The tag that a prompt ends with, to be shown."""
+    return str(re.findall(r"(?:<[^<>]*>)?\s*\Z", prompt[-50:])[0])
+
+
+def _require_calls(answer: str, message: Message) -> None:
+    """Raises NotRenderedError unless the calls stand in the answer one after the other."""
+    place = 0
+    for call in message.get("tool_calls", ()):
+        name = call["function"]["name"]
+        begin = answer.find(name, place)
+        arguments = [text for kind, text in texts_of_call(call, numbers=True) if kind == "argument"]
+        if begin < 0 or any(text not in answer[begin:] and json.dumps(text, ensure_ascii=False)[1:-1] not in answer[begin:] for text in arguments):
+            raise NotRenderedError("chat-text-lost", f"the chat template leaves out a call of {name!r}")
+        place = begin + len(name)
 
 
 def _trimmed_by(text: str, message: Message, *, whole: bool = False) -> int:

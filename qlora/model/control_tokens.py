@@ -57,6 +57,29 @@ class Tokens:
         found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
+    def ids_and_beginnings(self, whole: str, beginnings: Sequence[str], literals: Sequence[str] | None) -> tuple[list[int], list[int] | None]:
+        """Ids of a rendered text, and how many of them each beginning of it has; None where one's ids are not the first of the whole's.
+
+        What follows a control token is tokenised as if nothing stood before that token. So of a beginning only what follows its last one is looked
+        at, or the time would grow with the square of a conversation's length.
+        """
+        cuts = [self._last_control(text) for text in beginnings]
+        ids, *tails = self.all_ids([whole, *(text[start:] for text, (start, _) in zip(beginnings, cuts, strict=True))], literals)
+        control = frozenset(self.control.values())
+        places = [place for place, number in enumerate(ids) if number in control]
+        lengths = []
+        for tail, (_, number) in zip(tails, cuts, strict=True):
+            first = 0 if number == 0 else places[number - 1] if number <= len(places) else len(ids)
+            if ids[first : first + len(tail)] != tail:
+                return ids, None
+            lengths.append(first + len(tail))
+        return ids, lengths
+
+    def _last_control(self, text: str) -> tuple[int, int]:
+        """Where the last control token of the rendered text begins, and how many there are; (0, 0) where there is none."""
+        found = list(self.pattern.finditer(text)) if self.pattern else []
+        return (found[-1].start(), len(found)) if found else (0, 0)
+
     def ids_after_anchor(self, text: str, literals: Sequence[str] | None = None) -> list[int]:
         """Ids of the text as they are in the middle of another; empty where it grows together with each that was tried."""
         for anchor in ANCHORS:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from qlora.core.conversation import Conversation, Message, Tool
+from qlora.core.conversation import Conversation, Message, Tool, ToolCall
 from qlora.model.control_tokens import Tokens
 from qlora.model.structure import MARK, MARKS
 
@@ -40,11 +40,12 @@ class Shown(NamedTuple):
 
 
 def strings(value: object) -> Iterator[str]:
-    """Every text in a message or a tool's definition, but the names of keys."""
+    """Every text in a message or a tool's definition, names of keys too: those of arguments are rendered."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
+        for key, inner in value.items():
+            yield str(key)
             yield from strings(inner)
     elif isinstance(value, Iterable):
         for inner in value:
@@ -56,7 +57,7 @@ def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(inner, change) for key, inner in value.items()}
+        return {_mapped(key, change): _mapped(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
         return [_mapped(inner, change) for inner in value]
     return value
@@ -73,17 +74,24 @@ def texts(message: Message, *, whole: bool = False) -> Iterator[tuple[str, str]]
     if whole and "reasoning_content" in message:
         yield "the reasoning", message["reasoning_content"].strip()
     for call in message.get("tool_calls", ()):
-        yield "the name of a called tool", call["function"]["name"]
-        for value in _leaves(call["function"]["arguments"]):
-            if isinstance(value, str) and value:
-                yield "an argument of a call", value
-            elif whole and isinstance(value, int | float) and not isinstance(value, bool):
-                yield "an argument of a call", json.dumps(value)
+        yield from ((f"a call ({kind})", text) for kind, text in texts_of_call(call, numbers=whole))
+
+
+def texts_of_call(call: ToolCall, *, numbers: bool) -> Iterator[tuple[str, str]]:
+    """The tool's name and what it is called with, and what each is."""
+    yield "name", call["function"]["name"]
+    for value in _leaves(call["function"]["arguments"]):
+        if isinstance(value, str) and value:
+            yield "argument", value
+        elif numbers and isinstance(value, int | float) and not isinstance(value, bool):
+            yield "argument", json.dumps(value)
 
 
 def _leaves(value: object) -> Iterator[object]:
+    """Values and names of keys."""
     if isinstance(value, Mapping):
-        for inner in value.values():
+        for key, inner in value.items():
+            yield key
             yield from _leaves(inner)
     elif isinstance(value, list):
         for inner in value:

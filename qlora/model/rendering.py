@@ -60,7 +60,7 @@ class Renderer:
                 **self._tokenizer.special_tokens_map,
                 **options,
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             if _ASKED in str(error):
                 raise InputError(
                     "chat-clock",

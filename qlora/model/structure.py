@@ -90,7 +90,8 @@ def _learn_answer(renderer: Renderer, found: Structure, turns: Sequence[Message]
     prompt, whole = renderer.text([question], prompt=True), renderer.text(turns)
     if whole.startswith(prompt):
         found.before_content.append(whole[len(prompt) : whole.find(MARK.format(1))].strip())
-    if tag := re.search(r"<(\w+)>\s*\Z", prompt):
+    tag = re.search(r"<(\w+)>\s*\Z", prompt)
+    if tag and f"</{tag[1]}>" in renderer.template:
         found.opened = f"</{tag[1]}>"
         found.before_content.append(found.opened)
     reasoned = renderer.text([question, Message(role="assistant", content=answer["content"], reasoning_content=MARK.format(5))])
@@ -187,6 +188,8 @@ def plain_delimiters(structure: Structure, control: re.Pattern[str] | None, head
         *before, piece = control.split(text) if control else [text]
         core = piece.strip()
         space = piece[: len(piece) - len(piece.lstrip())]
+        # A tag such as [INST] parts turns with white space around it or without.
+        space = "" if core[:1] in "[<{" and core[-1:] in "]>}" else space
         if core and not (before and core.isalpha()) and len(space) <= len(found.get(core, space)):
             found[core] = space
     # Where a header ends in the white space that a delimiter begins with, a message that opens with the delimiter forges it.

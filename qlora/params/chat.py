@@ -6,7 +6,12 @@ from pydantic import Field, JsonValue, field_validator
 
 from qlora.params.section import Section
 
-RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "namespace", "range", "dict"))
+RESERVED = frozenset(
+    (
+        *("true", "false", "none", "and", "or", "not", "in", "is", "if", "else", "for", "set", "loop", "self", "caller"),
+        *("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "namespace", "range", "dict"),
+    )
+)
 """What a template is given whatever the params say."""
 
 
@@ -27,6 +32,6 @@ class ChatParams(Section):
     @classmethod
     def _are_variables(cls, values: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name in values:
-            if not name.isidentifier() or name in RESERVED or name.endswith("_token"):
+            if not name.isidentifier() or name.lower() in RESERVED or name.endswith("_token"):
                 raise ValueError(f"a mapping of the chat template's own variables; {name!r} is none of them")
         return values

@@ -36,9 +36,15 @@ class _Turn(NamedTuple):
     span: tuple[int, int]
     """Where in the row the reference stands."""
     number: int
-    calls_tools: bool
-    """Such a reference is no text to compare an answer with."""
+    place: int
+    """Position of the reference among the messages."""
     is_last: bool
+    """Of those that can be asked."""
+
+    @property
+    def calls_tools(self) -> bool:
+        """Such a reference is no text to compare an answer with."""
+        return "tool_calls" in self.conversation.messages[self.place]
 
 
 def predict(
@@ -70,7 +76,7 @@ def predict(
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
         _require_finite(turn, nll_sum)
         start, end = turn.span
-        scored = template.scored_bytes(turn.row.ids[start : end - 1])
+        scored = template.scored_bytes(turn.conversation.messages[turn.place], turn.row.ids[start : end - 1])
         likelihood = {"nll_sum": nll_sum, "stop_nll": stop_nll, "tokens": end - start, "bytes": scored}
         identity = {"id": turn.conversation.id, "turn": turn.number, "category": turn.conversation.category}
         for seed in params.generation_seeds:
@@ -84,8 +90,9 @@ def predict(
 
 def _turns(conversation: Conversation, encoding: Encoding) -> list[_Turn]:
     places = list(conversation.assistant_turns())
+    last = max((place for place in places if "tool_calls" not in conversation.messages[place]), default=None)
     return [
-        _Turn(conversation, row, span, number, "tool_calls" in conversation.messages[place], number == len(places) - 1)
+        _Turn(conversation, row, span, number, place, place == last)
         for number, (place, (row, span)) in enumerate(zip(places, encoding.answers(), strict=True))
     ]
 

@@ -56,7 +56,9 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction], *, resamp
     _require_aligned(before, after)
     clusters = _clusters(before)
     same_tokens = _tokens(before) == _tokens(after)
-    chosen = {name: measure for name, measure in MEASURES.items() if name in names and (same_tokens or name not in PER_TOKEN)}
+    known = {name: measure for name, measure in MEASURES.items() if name in names and (same_tokens or name not in PER_TOKEN)}
+    # Of answers that only call tools no text is compared.
+    chosen = {name: measure for name, measure in known.items() if measure.rows(before) and measure.rows(after)}
     sums = {name: (_sums(before, measure, clusters), _sums(after, measure, clusters)) for name, measure in chosen.items()}
     drawn: dict[str, list[Floats]] = {name: [] for name in chosen}
     for weights in _weights(len(clusters), resamples):

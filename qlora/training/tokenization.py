@@ -49,7 +49,7 @@ class EncodedSplit:
     history_tokens: int = 0
     """Of those, tokens of prompts beyond the first row's: what was shown before is shown again."""
     cut: int = 0
-    """Conversations that were truncated or split."""
+    """Conversations that were truncated or split, or of which some answers were dropped."""
     dropped_tokens: int = 0
     truncated_tokens: int = 0
     """Tokens of rows that were not dropped, in no example."""
@@ -61,8 +61,10 @@ class EncodedSplit:
     """Of those that the tokenizer has no tokens for."""
     trimmed: int = 0
     """Characters of white space around texts that the chat template leaves out."""
+    answers_in: int = 0
+    """Answers of conversations that have a form as tokens."""
     answers: int = 0
-    """Assistant turns of which an example holds a token."""
+    """Those of which an example holds a token."""
     ends: int = 0
     """Those whose end of turn is supervised."""
 
@@ -89,13 +91,20 @@ class EncodedSplit:
                 "history": self.history_tokens,
             },
             "characters": {"in": self.characters, "lost": self.lost, "trimmed": self.trimmed},
+            "answers": {"in": self.answers_in, "out": self.answers},
             "end_of_turn_per_answer": self.ends / max(self.answers, 1),
         }
 
 
 def tokenize_file(path: Path, template: ChatTemplate, sequence: SequenceParams) -> EncodedSplit:
-    """The examples of a prepared split; see `encode_split`."""
-    return encode_split(map(Conversation.from_record, read_jsonl(path)), template, sequence, path.stem)
+    """The examples of a prepared split; see `encode_split`.
+
+    Raises:
+        InputError: also where the tokenizer has no tokens for too much of the text.
+    """
+    made = encode_split(map(Conversation.from_record, read_jsonl(path)), template, sequence, path.stem)
+    template.require_readable(made.lost, made.characters, path.stem)
+    return made
 
 
 def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, sequence: SequenceParams, split: str) -> EncodedSplit:
@@ -131,7 +140,6 @@ def encode_split(conversations: Iterable[Conversation], template: ChatTemplate, 
             f"no {split} conversation is left to learn from; sequence.max_length is {sequence.max_length}, dropped: {dict(made.dropped)}"
             + (f". The first that the chat template can't show: {template.refusal}" if template.refusal else ""),
         )
-    template.require_readable(made.lost, made.characters, split)
     return made
 
 
@@ -144,7 +152,8 @@ def _add(made: EncodedSplit, conversation: str, encoding: Encoding, sequence: Se
     made.history_tokens += sum(row.spans[0][0] for row in encoding.rows[1:])
     rows = [(row, _kept_pieces(row, sequence)) for row in encoding.rows]
     new = [example for row, kept in rows for example in _add_row(made, conversation, row, kept, sequence)]
-    made.cut += any(kept != [(0, len(row.ids))] for row, kept in rows if kept)
+    made.cut += bool(new) and any(kept != [(0, len(row.ids))] for row, kept in rows)
+    made.answers_in += sum(len(row.spans) for row in encoding.rows)
     if not new:
         made.dropped["no_answer_left" if _pieces(len(encoding.rows[0].ids), sequence) else "too_long"] += 1
     return new

@@ -57,7 +57,11 @@ CASES: dict[str, tuple[str, Callable[[Clone], None], list[str]]] = {
     "LFS pointer": ("prepare", raw(b"version https://git-lfs.github.com/spec/v1\n"), ["[data-lfs-pointer]", RAW, "git lfs pull"]),
     "cut-off parquet": ("prepare", cut_off_parquet, ["[data-damaged]", "cut.parquet"]),
     "wrong columns": ("prepare", raw(b'{"text": "a"}\n'), ["[data-columns]", "'messages'", "only text", "data.format"]),
-    "wrong types": ("prepare", raw(b'{"messages": [{"role": 1, "content": "a"}]}\n'), ["[data-types]", "row 1", "messages[0].role is 1"]),
+    "wrong types": (
+        "prepare",
+        raw(b'{"messages": [{"role": 1, "content": "a"}]}\n'),
+        ["[data-no-rows]", "wrong_type: row 1", "messages[0].role is 1"],
+    ),
     "no usable row": (
         "prepare",
         raw(b"".join(b'{"messages": [{"role": "user", "content": "%d"}]}\n' % number for number in range(50))),

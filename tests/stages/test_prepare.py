@@ -372,6 +372,35 @@ def test_tools_reasoning_and_answers_that_are_not_learned_are_kept(tmp_path: Pat
     assert made["report"]["train"]["assistant_turns"] + made["report"]["validation"]["assistant_turns"] == 52
 
 
+def nested(depth: int) -> Any:
+    value: Any = "a"
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [150, 240, 300, 900])
+def test_a_row_of_any_form_costs_itself_alone(tmp_path: Path, depth: int) -> None:
+    asked = {"role": "user", "content": "a"}
+    deep = nested(depth)
+    call = {"function": {"name": "f", "arguments": deep}}
+    bad: list[dict[str, Any]] = [
+        {"messages": [asked, {"role": "assistant", "content": "b", "tool_calls": [call]}]},
+        {"messages": [asked, {"role": "assistant", "content": "b"}], "tools": [{"name": "f", "parameters": deep}]},
+        {"messages": deep},
+        {"messages": [{"role": deep, "content": "a"}]},
+        {"messages": [asked, {"role": "assistant", "content": "b", "weight": deep}]},
+        {"messages": "[{'role': 'user', 'content': '\\ud800'}, {'role': 'assistant', 'content': 'b'}]"},
+        {"messages": "[{'role': 'assistant', 'content': '', 'tool_calls': [{'name': 'f', 'arguments': {1: b'x'}}]}]"},
+        {"messages": "[{[1]: 2}]"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*(row(number) for number in range(50)), *bad])), encoding="utf-8")
+    record = run(tmp_path, [], [row(1000)], train_file=str(path))["report"]["files"][str(path)]
+    assert record["rows_out"] == 50
+    assert record["dropped"] in ({"wrong_type": 7, "weight": 1}, {"wrong_type": 8})
+
+
 def mixture(tmp_path: Path, weights: dict[str, float], **changes: Any) -> dict[str, Any]:
     folder = tmp_path / "mixed"
     folder.mkdir(exist_ok=True)

@@ -171,3 +171,10 @@ def test_resamples_without_a_value_do_not_count() -> None:
     answers = ["yes"] * 12 + ["a b c d e"]
     found = compare(predictions(answers, answers), predictions(answers, answers), resamples=200)["bleu"]
     assert (found.delta, found.low, found.high, found.verdict) == (0, 0, 0, "no difference shown")
+
+
+def test_predictions_without_an_answer_are_compared_by_their_likelihood() -> None:
+    """Turns that call tools are not answered."""
+    before, after = (predictions(["a"] * 20, ["a"] * 20, [nll] * 20) for nll in (4.0, 2.0))
+    unanswered = [[{**row, "answer": None} for row in rows] for rows in (before, after)]
+    assert compare(*unanswered, resamples=200).keys() == {"nll", "perplexity", "bits_per_byte"}

@@ -24,7 +24,7 @@ FIXTURES: dict[str, dict[str, Any]] = {
 def read(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """The row as the readers hand it on."""
     columns = Columns(FORMATS[name].columns, FORMATS[name].optional)
-    return {own: row[there] for own, there in columns.found_in(list(row))[0]}
+    return {own: row[there[0]] for own, there in columns.found_in(list(row))[0]}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -85,6 +85,8 @@ def test_alpaca_without_an_instruction_asks_the_input_alone() -> None:
         ("messages", {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, "bad_tool_call"),
         ("messages", {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{"}}]}, "bad_tool_call"),
         ("messages", {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": [1]}}]}, "bad_tool_call"),
+        ("messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "input": {"a": 1}}]}]}, "bad_tool_call"),
+        ("messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": []}]}]}, "bad_tool_call"),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "weight"),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "train": "no"}]}, "weight"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image"),
@@ -171,6 +173,31 @@ def test_an_answer_that_is_not_to_be_learned_is_marked(mark: dict[str, Any], key
     turns[3] |= {"weight": 1, "train": True}
     found = FORMATS["sharegpt"].to_messages({"messages": turns})
     assert [message.get("learn", True) for message in found] == [True, False, True, True]
+
+
+def test_a_call_of_sharegpt_may_be_left_out_of_what_is_learned() -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "f", "arguments": {}}', "weight": 0, "thinking": "b"}]
+    found = FORMATS["sharegpt"].to_messages({"messages": turns})
+    assert (found[1]["learn"], found[1]["reasoning_content"]) == (False, "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("alpaca", {"instruction": "2+2?", "output": "<think>\nsum\n</think>\n\n4"}),
+        ("prompt_completion", {"prompt": "2+2?", "completion": "<think>\nsum\n</think>\n\n4"}),
+    ],
+)
+def test_a_block_of_reasoning_is_read_in_every_format(name: str, row: dict[str, Any]) -> None:
+    assert FORMATS[name].to_messages(row) == [EXPECTED[0], {**EXPECTED[1], "reasoning_content": "sum"}]
+
+
+def test_what_stands_beside_what_is_read_is_counted() -> None:
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    turn = {"role": "assistant", "content": "a", "reasoning_content": "b", "thinking": "c", "tool_calls": calls, "function_call": calls[0]}
+    ignored: Counter[str] = Counter()
+    FORMATS["messages"].to_messages({"messages": [turn]}, ignored)
+    assert ignored == {"thinking": 1, "function_call": 1}
 
 
 def test_keys_that_are_not_read_are_counted_unless_they_are_known_to_be_harmless() -> None:

@@ -10,6 +10,7 @@ from qlora import params
 from qlora.core.errors import InputError
 from qlora.params.evaluate import MOST_METRICS, Headline
 from qlora.scoring.measures import MEASURES
+from tests.helpers import chat_params
 
 
 def edited(tmp_path: Path, *changes: tuple[str, str, object]) -> Path:
@@ -222,3 +223,9 @@ def test_what_is_answered_and_what_is_scored_are_two_sections(tmp_path: Path, se
 @pytest.mark.parametrize(("key", "value"), [("generation_seeds", []), ("generation_seeds", [1, 1]), ("batch_size", 0), ("turns", "first")])
 def test_how_answers_are_made_is_checked(tmp_path: Path, key: str, value: object) -> None:
     assert f"{key} = {value!r}" in message(edited(tmp_path, ("predict", key, value)))
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "not", "True", "none", "a b", "add_generation_prompt"])
+def test_a_variable_of_a_template_is_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match="a mapping of the chat template's own variables"):
+        chat_params(template_kwargs={name: 1})

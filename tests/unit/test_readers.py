@@ -165,6 +165,28 @@ def test_a_column_that_is_stored_as_json_is_read_as_what_it_means(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_of_several_names_the_one_that_holds_something_is_read(tmp_path: Path, suffix: str) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": None, "question": "a"}, {"prompt": "b", "question": "c"}, {"prompt": None, "question": None}]
+    path = written(tmp_path / f"rows{suffix}", rows)
+    (batch,) = read_batches(path, Columns({"prompt": ("prompt", "question")}, {}))
+    assert batch.rows().rows == [{"prompt": "a"}, {"prompt": "b"}, {"prompt": None}]
+
+
+def test_a_bad_line_of_a_table_costs_its_row_and_not_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"question,answer\na,b\na,b,c\n\xff,b\nc,d\n")
+    rows = read_rows(path, ["question", "answer"])
+    assert [row for row in rows if isinstance(row, dict)] == [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+    assert sorted(row.reason for row in rows if isinstance(row, BadRow)) == ["not_text", "wrong_columns"]
+
+
+def test_half_a_surrogate_pair_in_an_array_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"messages": ["\\ud800"]}, {"messages": []}]', encoding="utf-8")
+    assert [row.reason if isinstance(row, BadRow) else row for row in read_rows(path, ["messages"])] == ["no_object", {"messages": []}]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_a_column_may_have_other_names_and_what_is_not_known_is_counted(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"rows{suffix}", [{"question": "a", "id": 1, "verdict": "good"}] * 3)
     (batch,) = read_batches(path, Columns({"prompt": ("prompt", "question")}, {}))

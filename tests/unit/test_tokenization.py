@@ -135,3 +135,15 @@ def test_a_character_of_several_tokens_is_shown_whole_and_nothing_steers_the_ter
     texts = token_texts(ids, tokenizer)
     assert len(texts) == len(ids)
     assert "".join(texts) == tokenizer.decode(ids).replace("\x1b", "\\x1b")
+
+
+def test_answers_that_stand_alone_and_are_too_long_are_counted() -> None:
+    from tests.families import stand_in, stock, talk
+    from tests.helpers import chat_params
+
+    template = ChatTemplate(stand_in("qwen3", stock()["qwen3"]), chat_params())
+    conversation = talk("Why?", "a", "And?", "b " * 100)
+    made = encode_split([conversation], template, sequence(max_length=60), "train")
+    record = made.record()
+    assert (len(made.examples), record["conversations"]["cut"], record["conversations"]["one_by_one"]) == (1, 1, 1)
+    assert record["answers"] == {"in": 2, "out": 1}

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from qlora.core.conversation import Message
-from qlora.data.formats.turns import text
+from qlora.data.formats.turns import answer, text
 
 COLUMNS = {"instruction": ("instruction",), "output": ("output",)}
 OPTIONAL = {"input": ("input",), "system": ("system",), "history": ("history",)}
@@ -26,11 +26,7 @@ def to_messages(row: dict[str, Any], ignored: Counter[str] | None = None) -> lis
     for index, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"history[{index}] is {pair!r}, expected [question, answer]")
-        messages += _exchange(*(text(f"history[{index}][{side}]", pair[side]) for side in (0, 1)))
+        messages += [{"role": "user", "content": text(f"history[{index}][0]", pair[0])}, answer(f"history[{index}][1]", pair[1])]
     asked = [text(name, row.get(name)) for name in ("instruction", "input")]
     question = "\n\n".join(part for part in asked if part.strip()) or asked[0]
-    return messages + _exchange(question, text("output", row.get("output")))
-
-
-def _exchange(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [*messages, {"role": "user", "content": question}, answer("output", row.get("output"))]

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from qlora.core.conversation import Message
-from qlora.data.formats.turns import message_list, text
+from qlora.data.formats.turns import answer, message_list, text
 
 COLUMNS = {"prompt": ("prompt", "question"), "completion": ("completion", "response", "answer")}
 OPTIONAL = {"system": ("system", "system_prompt")}
@@ -23,4 +23,4 @@ def to_messages(row: dict[str, Any], ignored: Counter[str] | None = None) -> lis
     if isinstance(prompt, list) and isinstance(completion, list):
         messages = message_list("prompt", prompt, ignored=ignored) + message_list("completion", completion, ignored=ignored)
         return messages if messages and messages[0]["role"] == "system" else opening + messages
-    return [*opening, {"role": "user", "content": text("prompt", prompt)}, {"role": "assistant", "content": text("completion", completion)}]
+    return [*opening, {"role": "user", "content": text("prompt", prompt)}, answer("completion", completion)]

@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -25,6 +25,7 @@ TEXT_KEYS = frozenset(("role", "content", "from", "value"))
 ASSISTANT_KEYS = frozenset(("weight", "train", "tool_calls", "function_call", *REASONING))
 HARMLESS = frozenset(("id", "timestamp", "created_at", "createdAt", "date", "model", "annotations", "language", "lang", "tokens", "token_count"))
 """Keys of a message that say nothing of what is to be learned."""
+OF_A_CALL = frozenset(("name", "arguments", "parameters", "id", "type", "index"))
 IMAGE_MARK = "<image>"
 THINK, THOUGHT = "<think>", "</think>"
 
@@ -77,8 +78,11 @@ def _literal(column: str, found: str) -> Any:
         return orjson.loads(found)
     except orjson.JSONDecodeError:
         try:
-            return ast.literal_eval(found)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(found)
+            # What JSON has no form for can't be a line of the prepared data.
+            orjson.dumps(value)
+            return value
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ValueError(f"{column} is {found[:200]!r}, expected a list of {{'role': ..., 'content': ...}}") from None
 
 
@@ -90,14 +94,13 @@ def _unusual(place: str, item: dict[str, Any], ignored: Counter[str] | None) -> 
     speaker = text(f"{place}.{role_key}", item.get(role_key))
     role = ROLES.get(speaker.strip().lower(), speaker)
     content = _content(f"{place}.{content_key}", item.get(content_key), role)
-    if ignored is not None:
-        ignored.update(key for key, value in item.items() if value is not None and key not in HARMLESS and not _is_read(key, value, role))
+    calls = item.get("tool_calls") or item.get("function_call")
     if role == CALL:
-        return {"role": ASSISTANT, "content": "", "tool_calls": _calls(place, content)}
+        role, content, calls = ASSISTANT, "", content
     message: Message = {"role": role, "content": content}
     if role == ASSISTANT:
         _add_reasoning(place, message, item)
-        if calls := item.get("tool_calls") or item.get("function_call"):
+        if calls:
             message["tool_calls"] = _calls(place, calls)
         if not _is_learned(place, item):
             message["learn"] = False
@@ -106,7 +109,22 @@ def _unusual(place: str, item: dict[str, Any], ignored: Counter[str] | None) -> 
             message["tool_call_id"] = text(f"{place}.tool_call_id", item["tool_call_id"])
         if item.get("name"):
             message["name"] = text(f"{place}.name", item["name"])
+    if ignored is not None:
+        ignored.update(_unread(item, role))
     return message
+
+
+def _unread(item: Mapping[str, Any], role: str) -> list[str]:
+    """Keys that hold something of which nothing becomes."""
+    spare = [
+        key for names in (REASONING, ("tool_calls", "function_call"), ("role", "from"), ("content", "value")) for key in _filled(item, names)[1:]
+    ]
+    return [key for key, value in item.items() if value is not None and key not in HARMLESS and (key in spare or not _is_read(key, value, role))]
+
+
+def _filled(item: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Of several names for one thing those that hold something, in the order in which they are looked at."""
+    return [name for name in names if item.get(name)]
 
 
 def _is_read(key: str, value: Any, role: str) -> bool:
@@ -128,6 +146,14 @@ def _content(place: str, content: Any, role: str) -> str:
     if IMAGE_MARK in found and place.endswith(".value"):
         raise UnsupportedTurnError("image", f"{place} holds {IMAGE_MARK!r}")
     return found
+
+
+def answer(place: str, value: Any) -> Message:
+    """An assistant's message from a column of text, its reasoning apart; raises ValueError for anything but text."""
+    message: Message = {"role": ASSISTANT, "content": text(place, value)}
+    if THOUGHT in message["content"]:
+        _add_reasoning(place, message, {})
+    return message
 
 
 def _add_reasoning(place: str, message: Message, item: Mapping[str, Any]) -> None:
@@ -164,10 +190,11 @@ def _calls(place: str, found: Any) -> list[ToolCall]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise UnsupportedTurnError("bad_tool_call", f"{place} calls {call!r}, expected a name and arguments")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = _json(place, arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-        if not isinstance(arguments, dict):
-            raise UnsupportedTurnError("bad_tool_call", f"{place} calls {function['name']} with {arguments!r}, expected an object")
+        given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
+        arguments = _json(place, given) if isinstance(given, str) and given.strip() else given or {}
+        unknown = [key for key, value in function.items() if value is not None and key not in OF_A_CALL]
+        if not isinstance(arguments, dict) or isinstance(given, list) or unknown:
+            raise UnsupportedTurnError("bad_tool_call", f"{place} calls {function['name']} with {function!r}, expected arguments as an object")
         made: ToolCall = {"type": "function", "function": {"name": function["name"], "arguments": without_nulls(arguments)}}
         if isinstance(call.get("id"), str) and call["id"]:
             made["id"] = call["id"]

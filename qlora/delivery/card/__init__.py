@@ -94,7 +94,7 @@ def _results(sources: Sources) -> Iterator[str]:
     yield "## Results"
     yield ""
     yield (
-        f"{counts['turns']:,} answers of {_measured(counts):,} test conversations, {decoding}, at most {values.max_new_tokens} new tokens. The test "
+        f"{counts['turns']:,} turns of {_measured(counts):,} test conversations, {decoding}, at most {values.max_new_tokens} new tokens. The test "
         "split steered nothing. Intervals: paired bootstrap over conversations, 95 %."
     )
     yield ""
@@ -251,10 +251,8 @@ def untested(sources: Sources) -> Iterator[str]:
     elif len(values.predict.generation_seeds) == 1:
         yield "Other draws: each answer was sampled once."
     if left := counts["conversations"] - _measured(counts):
-        yield (
-            f"{left:,} of {counts['conversations']:,} test conversations: {counts['not_chosen']:,} not chosen, {counts['control_token']:,} with "
-            f"control tokens, {counts['too_long']:,} longer than the context."
-        )
+        reasons = ", ".join(f"{counts[reason]:,} {words}" for reason, words in LEFT_OUT.items() if counts[reason])
+        yield f"{left:,} of {counts['conversations']:,} test conversations: {reasons}."
     if values.predict.turns == "last":
         yield "Answers before the last of each conversation."
     few = [f"{name} ({row['turns']})" for name, row in sources.reports["evaluation"]["tuned"]["by_category"].items() if row["turns"] < FEW_TURNS]
