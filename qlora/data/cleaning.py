@@ -327,9 +327,10 @@ class _Cleaner:
         try:
             messages = self._to_messages(row, self._keys)
             tools = tools_of(row["tools"]) if row.get("tools") else []
-            if tools or any(len(message) > PLAIN_KEYS for message in messages):
+            if tools or max(map(len, messages), default=0) > PLAIN_KEYS:
                 _require_json([*messages, *tools])
-            str(row.get("category"))
+            if not isinstance(row.get("category"), str):
+                str(row.get("category"))
         except UnsupportedTurnError as error:
             return [], [], error.reason, str(error)
         except ValueError as error:
