@@ -18,8 +18,6 @@ GROW_SLOTS = 1 << 16
 """Looked at together when the table of keys grows, so that it needs little memory besides."""
 
 Keys = npt.NDArray[np.uint64]
-
-
 MOST_FILES = 1 << 24
 _PLAIN = bytes(32 if chr(code).isspace() else ord(chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
 _OTHER_SPACES = [space.encode() for space in ("\u0085", "\u1680", "\u2028", "\u2029")]
@@ -43,11 +41,6 @@ def normalised(text: str) -> bytes:
     while b"  " in plain:
         plain = plain.replace(b"  ", b" ")
     return plain.strip(b" ")
-
-
-def is_plain(message: Message) -> bool:
-    """Whether its text is all that it says."""
-    return len(message) == 2
 
 
 def whole_text(message: Message) -> str:

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from qlora.core.errors import InputError, MachineError
@@ -219,24 +218,26 @@ def _arrow_batches(path: Path, columns: Columns) -> Iterator[Batch]:
 
 def _csv_batches(path: Path, columns: Columns) -> Iterator[Batch]:
     """Every value is text."""
+    from pyarrow import csv  # noqa: PLC0415 - which few files need
+
     skipped: list[str] = []
 
     def skip(row: Any) -> str:
         skipped.append(f"{path}: a line has {row.actual_columns} columns, the first line {row.expected_columns}: {str(row.text)[:100]!r}")
         return "skip"
 
-    parse = pyarrow.csv.ParseOptions(delimiter="\t" if kind_of(path) == ".tsv" else ",", newlines_in_values=True, invalid_row_handler=skip)
-    read = pyarrow.csv.ReadOptions(use_threads=False)
+    parse = csv.ParseOptions(delimiter="\t" if kind_of(path) == ".tsv" else ",", newlines_in_values=True, invalid_row_handler=skip)
+    read = csv.ReadOptions(use_threads=False)
     first = 1
     try:
         with _opened(path) as file:
-            names = pyarrow.csv.open_csv(file, read_options=read, parse_options=parse).schema.names
+            names = csv.open_csv(file, read_options=read, parse_options=parse).schema.names
         skipped.clear()
         pairs, foreign = _found(path, columns, names)
         with _opened(path) as file:
             # As bytes: one that is no text costs its row, not the file.
-            convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)
-            for whole in pyarrow.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert):
+            convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False)
+            for whole in csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert):
                 for start in range(0, whole.num_rows, BATCH_ROWS):
                     part = whole.slice(start, BATCH_ROWS)
                     yield Batch(path, first, partial(_text_rows, path, part, pairs, foreign))
