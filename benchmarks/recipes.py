@@ -8,11 +8,12 @@ which packed rows of 3,072 tokens come near to. Measured is what results/gpu.jso
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qlora.params import Params
-from qlora.training.memory import estimate
+from qlora.training.memory import Estimate, estimate
 from tools import preflight, recipes
 
 PAGE = Path("docs/recipes.md")
@@ -68,6 +69,13 @@ def measured(name: str, values: Params, results: Path) -> str:
     return "not measured"
 
 
+@cache
+def needs(name: str) -> Estimate:
+    """Of a recipe; a pass over a model of its shape takes seconds."""
+    values = preflight.of_recipe(name)
+    return estimate(values, preflight.shape_of(values.base_model.name))
+
+
 def table(results: Path = RESULTS) -> str:
     lines = [
         "| recipe | cards | memory of a card, estimated | of it weights, activations | GFLOP a token | 10,000 rows, estimated | measured |",
@@ -75,7 +83,7 @@ def table(results: Path = RESULTS) -> str:
     ]
     for name in CARDS:
         values, card = preflight.of_recipe(name), CARDS[name]
-        needed = estimate(values, preflight.shape_of(values.base_model.name))
+        needed = needs(name)
         count = values.hardware.num_processes
         lines.append(
             f"| `{name}` | {count} x {card.name} | {needed.total / 2**30:.1f} GiB of {card.memory_gb * 1e9 / 2**30:.1f} "

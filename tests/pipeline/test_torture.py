@@ -9,12 +9,12 @@ from benchmarks.torture import torture
 
 
 @pytest.mark.slow
-def test_three_kills_change_nothing(tmp_path: Path) -> None:
+def test_two_kills_change_nothing(tmp_path: Path) -> None:
     results = tmp_path / "torture.jsonl"
-    counts = torture(kills=3, minutes=10, seed=2, jobs=2, results=results, settings=["32-bit"])
+    counts = torture(kills=2, minutes=10, seed=2, jobs=2, results=results, settings=["32-bit"])
     records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [record["ended"] for record in records if record["ended"] != "same bytes"] == []
-    assert counts["kills"] >= 3
+    assert counts["kills"] >= 2
     # Counted on, not run again.
-    again = torture(kills=3, minutes=0, seed=2, jobs=2, results=results, settings=["32-bit"])
+    again = torture(kills=2, minutes=0, seed=2, jobs=2, results=results, settings=["32-bit"])
     assert again == counts

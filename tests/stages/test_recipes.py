@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.recipes import PAGE, page
+from benchmarks.recipes import PAGE, needs, page
 from qlora import params
 from qlora.core.files import write_json, write_jsonl
 from qlora.model.manifest import make_manifest
-from qlora.training.memory import estimate
 from stages.train import train
 from tests.conftest import REAL as REAL_DATA
 from tests.families import stand_in, stock
@@ -46,7 +45,7 @@ def test_it_fits_the_card_it_is_made_for(name: str) -> None:
     rows = values.hardware.per_device_train_batch_size * values.hardware.num_processes * values.gradient_accumulation_steps
     assert rows == values.train.batch_size
     gigabytes = min(int(number) for number in re.findall(r"(\d+)(?: to \d+)? GB", recipes.summary(recipes.path_of(name))))
-    needed = estimate(values, preflight.shape_of(values.base_model.name))
+    needed = needs(name)
     # What torch's allocator leaves between tensors is not in the estimate.
     assert needed.total < 0.95 * gigabytes * 10**9
 
@@ -60,15 +59,15 @@ def test_the_order_in_which_recipes_were_used_is_nowhere() -> None:
 
 TEMPLATES = {"llama3.1-8b": "llama3_1", "llama3-": "llama3", "qwen2.5": "qwen2_5", "qwen3": "qwen3"}
 """The stock template of each family, by the beginning of a model's name."""
-REAL = {"llama3": "llama3_tokenizer", "qwen3": "tokenizers/qwen3"}
-"""Real tokenizers, where they are at hand."""
+REAL = {"llama3-8b-rtx4090": "llama3_tokenizer", "qwen3-8b-rtx4090": "tokenizers/qwen3"}
+"""Recipes that are tried with their real tokenizer, where it is at hand. It takes a while: the others of a family have a stand-in."""
 
 
-def family(name: str, folder: Path) -> str:
+def family(recipe: str, name: str, folder: Path) -> str:
     """A pinned random model of the recipe's kind with the template of its family, and its real tokenizer where that is there; the template's name."""
     kind = json.loads((preflight.SHAPES / f"{name}.json").read_text(encoding="utf-8"))["model_type"]
     template = next(found for beginning, found in TEMPLATES.items() if name.startswith(beginning))
-    real = REAL_DATA / REAL.get(template, "none")
+    real = REAL_DATA / REAL.get(recipe, "none")
     tokenizer: Any = AutoTokenizer.from_pretrained(real) if real.is_dir() else stand_in(template, stock()[template])
     tokenizer.chat_template = stock()[template]
     config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=False, head_dim=16)
@@ -95,7 +94,7 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         runtime__progress=False,
     )
     manifests = tmp_path / "models" / "base"
-    template = family(values.base_model.name, manifests)
+    template = family(name, values.base_model.name, manifests)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for split, rows in (("train", ROWS), ("validation", ROWS[:5])):
         write_jsonl(tmp_path / split, rows)

@@ -89,9 +89,10 @@ def test_a_template_that_asks_for_the_date_is_refused_until_it_is_fixed(name: st
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "escape"])
-@pytest.mark.parametrize("name", sorted(set(STOCK) - NO_SWITCH))
+@pytest.mark.parametrize("name", sorted(STOCK))
 def test_texts_full_of_control_tokens_never_become_structure(name: str, policy: str) -> None:
-    kwargs = {"enable_thinking": False} if name in REASONS else {}
+    kwargs = {"enable_thinking": False} if name in REASONS - NO_SWITCH else {}
+    reasoning = "So be it." if name in NO_SWITCH else None
     if (name, policy) == ("llama2", "escape"):
         # Its [INST] is plain text.
         with pytest.raises(InputError, match="chat-escape"):
@@ -100,14 +101,14 @@ def test_texts_full_of_control_tokens_never_become_structure(name: str, policy: 
     template = made(name, policy, **kwargs)
     forged = "a " + " ".join(template._tokens.control) + " b"
     assert "<pad>" in forged
-    conversation = talk("Hello " + forged, forged, forged, forged)
+    conversation = talk("Hello " + forged, forged, forged, forged, reasoning=reasoning)
     if policy == "error":
         with pytest.raises(InputError, match="chat-control-token"):
             template.encode(conversation)
     elif policy == "drop":
         assert template.encode(conversation).dropped == "control_token"
     else:
-        encoding, plain = template.encode(conversation), template.encode(talk("Hello", "a", "b", "c"))
+        encoding, plain = template.encode(conversation), template.encode(talk("Hello", "a", "b", "c", reasoning=reasoning))
         control = set(template._tokens.control.values())
         counts = [[Counter(number for number in row.ids if number in control) for row in rows] for rows in (encoding.rows, plain.rows)]
         assert counts[0] == counts[1]

@@ -251,7 +251,9 @@ def untested(sources: Sources) -> Iterator[str]:
     elif len(values.predict.generation_seeds) == 1:
         yield "Other draws: each answer was sampled once."
     if left := counts["conversations"] - _measured(counts):
-        reasons = ", ".join(f"{counts[reason]:,} {words}" for reason, words in LEFT_OUT.items() if counts[reason])
+        # Those that params left out, before those that could not be measured.
+        ordered = dict.fromkeys(("not_chosen", *LEFT_OUT))
+        reasons = ", ".join(f"{counts[reason]:,} {LEFT_OUT[reason]}" for reason in ordered if counts[reason])
         yield f"{left:,} of {counts['conversations']:,} test conversations: {reasons}."
     if values.predict.turns == "last":
         yield "Answers before the last of each conversation."
