@@ -32,7 +32,7 @@ LINES_SHOWN = 10
 
 
 def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, force: bool) -> tuple[Path, str]:
-    """Bring the files to data/raw/NAME, as a whole, and write its manifest; returns the folder and the commit.
+    """Download the files to data/raw/NAME, all or none, and write the manifest. Returns the folder and the commit.
 
     Args:
         patterns: Of paths in the repository, as a shell has them; none means all.
@@ -56,7 +56,7 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
                 "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
             )
         if problems or not folder.exists():
-            _bring(commit, files, folder)
+            _download(commit, files, folder)
         entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
         write_json(source_of(folder), {"repo_id": repo_id, "revision": commit.revision, "license": commit.license, "files": entries})
     return folder, commit.revision
@@ -93,7 +93,7 @@ def _is_in_git(folder: Path) -> bool:
     return bool(done.stdout.strip())
 
 
-def _bring(commit: hub.Commit, files: Sequence[HubFile], folder: Path) -> None:
+def _download(commit: hub.Commit, files: Sequence[HubFile], folder: Path) -> None:
     """Download beside the place, then move the whole folder there."""
     # Hidden: no folder of raw data is read with it. What is in it stays for the next try.
     staging, replaced = folder.with_name(f".{folder.name}.fetch"), folder.with_name(f".{folder.name}.replaced")

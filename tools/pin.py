@@ -44,7 +44,7 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
 
     Raises:
         InputError: the Hub does not give that repository at that revision, or its folder holds other files too.
-        MachineError: the Hub can't be reached, or sends what it does not list; or another process brings the same repository.
+        MachineError: the Hub can't be reached, or sends what it does not list; or another process downloads the same repository.
     """
     commit = hub.read_commit(repo_id, revision, "model")
     files = loaded(commit)
@@ -54,7 +54,7 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
 
     blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
-    _bring(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
+    _download(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
     # The cache's own library gives the contents their names; it finds all of them there.
     with hub.translate_hub_errors(repo_id, commit.revision):
         folder = Path(
@@ -78,7 +78,7 @@ def loaded(commit: hub.Commit) -> list[HubFile]:
     return [file for file in commit.files if "/" not in file.path and Path(file.path).suffix in LOADED_SUFFIXES]
 
 
-def _bring(commit: hub.Commit, missing: Sequence[HubFile], blobs: Path) -> None:
+def _download(commit: hub.Commit, missing: Sequence[HubFile], blobs: Path) -> None:
     """Download into the cache's contents; two processes would append to one half-written file."""
     if not missing:
         return

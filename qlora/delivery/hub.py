@@ -108,7 +108,7 @@ def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "mode
 
 
 def download(commit: Commit, file: HubFile, target: Path) -> None:
-    """Bring a file to `target`, which then holds the Hub's own bytes; what an earlier try left beside it is gone on with.
+    """Download a file to `target`, which then holds the Hub's own bytes; an earlier try that was interrupted is resumed.
 
     Raises:
         InputError: the account may not read it, or the repository itself holds a Git-LFS pointer in its place.
@@ -116,7 +116,7 @@ def download(commit: Commit, file: HubFile, target: Path) -> None:
     """
     if holds(target, file):
         return
-    # With the digest in its name: what is left of another commit's file is never gone on with.
+    # With the digest in its name: another commit's interrupted download is never resumed.
     partial = target.with_name(f"{target.name}.{file.digest[:16]}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.touch()
@@ -281,7 +281,7 @@ def _receive_once(commit: Commit, file: HubFile, partial: Path, bar: Any) -> Non
     if have >= file.size:
         return
     url = hf_hub_url(commit.repo_id, file.path, repo_type=commit.repo_type, revision=commit.revision, endpoint=endpoint())
-    # The client leaves the token out where an answer leads to another host. A compressed answer could not be gone on with.
+    # The client leaves the token out where an answer leads to another host. A compressed answer could not be resumed.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with http_stream_backoff(
         "GET", url, headers=headers, timeout=TIMEOUT_SECONDS, max_retries=ATTEMPTS - 1, base_wait_time=PAUSE_SECONDS, retry_on_exceptions=()
@@ -303,7 +303,7 @@ def _receive_once(commit: Commit, file: HubFile, partial: Path, bar: Any) -> Non
 
 
 def _not_as_listed(file: HubFile, partial: Path) -> MachineError:
-    """The error for what arrived; it is removed, for nothing can be gone on with."""
+    """The error for what arrived; it is removed, because it can't be resumed."""
     what = "is a Git-LFS pointer, not the file" if _is_pointer(partial) else f"is not what the Hub lists ({file.size:,} bytes, {file.digest[:12]}...)"
     partial.unlink()
     return MachineError(

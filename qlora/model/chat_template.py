@@ -422,6 +422,13 @@ class ChatTemplate:
                 "chat.on_control_tokens: escape does not suit this tokenizer, which reads a text between control tokens otherwise than by itself: "
                 "choose error or drop",
             )
+        # Only what follows a prompt's last control token was compared: here the whole prompt is, once.
+        for (row, (start, _)), place in zip(encoding.answers(), probe.assistant_turns(), strict=True):
+            if row.ids[:start] != self.prompt(probe.messages[:place]):
+                raise InputError(
+                    "chat-prompt",
+                    "this tokenizer reads what follows a control token otherwise than by itself, so prompts of training are not serving's",
+                )
         if "{% generation %}" in re.sub(r"\{%-?\s*generation\s*-?%\}", "{% generation %}", self._renderer.template):
             self._check_markers(probe)
         return probe

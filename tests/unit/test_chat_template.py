@@ -5,6 +5,7 @@ import pytest
 from qlora.core.conversation import Conversation, Message, with_system_message
 from qlora.core.errors import InputError
 from qlora.model.chat_template import FOLDER, ChatTemplate, Encoded
+from qlora.model.control_tokens import Tokens
 from tests.helpers import chat_params
 
 
@@ -184,6 +185,19 @@ def test_a_prompt_that_no_training_shows_is_refused_or_dropped(tokenizer: Any) -
     second = "{% if add_generation_prompt %}{{ 'B:' if messages|length > 1 else 'A:' }}{% endif %}"
     tokenizer.chat_template = ODD.replace("{% if add_generation_prompt %}A:{% endif %}", second)
     with pytest.raises(InputError, match=r"\[chat-prompt\] the prompt that serving shows is not what the chat template writes before an answer"):
+        ChatTemplate(tokenizer, chat_params())
+
+
+def test_a_prompt_whose_tokens_were_cut_elsewhere_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the tokens after a control token depended on the text before it."""
+    right = Tokens.ids_and_beginnings
+
+    def wrong(*arguments: Any) -> Any:
+        ids, lengths = right(*arguments)
+        return ids, [length - 1 for length in lengths or []]
+
+    monkeypatch.setattr(Tokens, "ids_and_beginnings", wrong)
+    with pytest.raises(InputError, match=r"\[chat-prompt\] this tokenizer reads what follows a control token otherwise"):
         ChatTemplate(tokenizer, chat_params())
 
 
