@@ -1,10 +1,13 @@
-"""How fast is Llama-3-8B with LoRA on this GPU, and what does each setting cost? One file that needs no download and nothing of this project.
+"""How fast the trainings and answers of this project are on this GPU, and what each setting costs.
 
-    python benchmarks/gpu.py [--only SECTION] [--results FILE] [--list]
+    python -m benchmarks.gpu                    every section that the results lack; ends before --minutes are over
+    python -m benchmarks.gpu --only training    one section
+    python -m benchmarks.gpu --list             the sections
+    python -m benchmarks.gpu --shape tiny       tries the program, on a CPU too
 
-Random weights in the exact shape of Llama-3-8B, LoRA of rank 16 on all linear layers with float32 adapters, rows of 3,072 tokens. Needs torch and
-transformers; peft and bitsandbytes for most sections, trl and flash-attn for some: what is missing is said and left out. Each section is a
-process of its own and adds to the results file, so a run may be stopped and gone on with. `--shape tiny` tries the program on any machine.
+Random weights in the exact shape of Llama-3-8B, so nothing is downloaded. What runs is what `train` and `predict` run: the recipe llama3-8b-rtx4090, read,
+quantised and adapted by `adapter_model`, trained by `make_trainer`, on rows that `pack` makes of conversations as long as no_robots' (279 tokens on
+average). Each section is a process of its own, takes three minutes at most and writes each result when it has it; an error ends one variant alone.
 """
 
 import argparse
@@ -12,31 +15,36 @@ import contextlib
 import gc
 import importlib.metadata
 import importlib.util
-import io
-import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-SECTION_SECONDS = 540
-TOKENS = 3072
+SECTION_SECONDS = 180
+RECIPE = "llama3-8b-rtx4090"
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3-8b": {
+    "llama3-8b": {
         "vocab_size": 128_256,
         "hidden_size": 4096,
         "intermediate_size": 14_336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
+    },
+    "llama3-8b, eighth": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
     },
     "tiny": {
         "vocab_size": 512,
@@ -45,158 +53,154 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
     },
 }
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK = 16
-LOSS_TOKENS = 1024
-"""Tokens whose logits are held at once: those of a whole row would take 1.6 GB in float32."""
-
-
-def have(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+TOKENIZER = Path(__file__).parents[1] / "models" / "base" / "tiny"
+"""Rows are token ids already: any tokenizer serves."""
+MEAN_TOKENS, PROMPT_TOKENS = 279, 80
+"""Of a conversation of no_robots, and of the part before its answer."""
+WARM_UP = 2
+TRL_TOKENS = 1024
+"""TRL's default max_length."""
 
 
 class Bench:
-    """One section's device, shape and results."""
+    """A device, a shape and a folder for its weights."""
 
-    def __init__(self, shape: str, steps: int) -> None:
+    def __init__(self, shape: str, folder: Path, updates: int = 5) -> None:
         import torch
 
         self.torch = torch
         self.cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if self.cuda else "cpu")
-        self.shape = SHAPES[shape]
+        self.shape = shape
         self.tiny = shape == "tiny"
-        self.tokens = 128 if self.tiny else TOKENS
-        self.steps = steps
-        torch.manual_seed(0)
+        self.folder = folder / shape.replace(", ", "-")
+        self.updates = updates
 
-    # Models
+    # What runs
 
-    def base(self, *, four_bit: bool, attention: str = "sdpa", layers: int | None = None) -> Any:
-        """Frozen random weights in bfloat16, or in 4 bits (NF4, double quantisation)."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def params(self, **values: Any) -> Any:
+        """The recipe's, with `section__key=value` in place; `train.batch_size` follows the rows of a pass."""
+        from tools.preflight import of_recipe
 
-        torch = self.torch
-        shape = {**self.shape, **({"num_hidden_layers": layers} if layers else {})}
-        config = LlamaConfig(**shape, rope_theta=500_000.0, tie_word_embeddings=False, attn_implementation=attention)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with self.device:
-                model = LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(before)
-        if four_bit:
-            self._quantise(model)
-        model.requires_grad_(False)
-        return model
+        params: Any = of_recipe(RECIPE)
+        values = {"train__eval_strategy": "no", "train__max_steps": WARM_UP + self.updates, "runtime__progress": False, **values}
+        values.setdefault("train__batch_size", max(2, values.get("hardware__per_device_train_batch_size", 1)))
+        if self.tiny:
+            values.setdefault("sequence__max_length", 512)
+        if not self.cuda:
+            values |= {"hardware__device": "cpu", "hardware__tf32": False, "hardware__num_threads": os.cpu_count()}
+        for name, value in values.items():
+            section, _, key = name.partition("__")
+            params = params.model_copy(update={section: getattr(params, section).model_copy(update={key: value})})
+        return params
 
-    def _quantise(self, model: Any) -> None:
-        import bitsandbytes as bnb
+    def base(self) -> Path:
+        """The folder of the base model, in 16 bits, made at the first call."""
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if name in LINEAR:
-                    new = bnb.nn.Linear4bit(
-                        child.in_features,
-                        child.out_features,
-                        bias=False,
-                        compute_dtype=self.torch.bfloat16,
-                        compress_statistics=True,
-                        quant_type="nf4",
-                    )
-                    new.weight = bnb.nn.Params4bit(child.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
-                    setattr(parent, name, new.to(self.device))
-        for module in model.modules():
-            # On some CPUs the first forward pass in eval mode repacks the weights, and they have no gradient from then on.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        model.is_loaded_in_4bit = True
+        if not (self.folder / "done").exists():
+            config = AutoConfig.for_model(
+                "llama", **SHAPES[self.shape], max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False
+            )
+            self.torch.manual_seed(0)
+            with self.torch.device("cuda" if self.cuda else "cpu"):
+                model = AutoModelForCausalLM.from_config(config, dtype=self.torch.bfloat16)
+            model.save_pretrained(self.folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(TOKENIZER)
+            tokenizer.save_pretrained(self.folder)
+            (self.folder / "done").touch()
+            del model
+            self.reset_peak()
+        return self.folder
 
-    def adapted(self, base: Any) -> Any:
-        from peft import LoraConfig, get_peft_model
+    def conversations(self, tokens: int, max_length: int) -> list[Any]:
+        """Random conversations of `tokens` tokens together, with lengths as of no_robots; the answer alone is learned."""
+        import numpy as np
 
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=list(LINEAR)))
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
-        return model
+        from qlora.training.tokenization import Example
 
-    def optimizer(self, model: Any) -> Any:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        return self.torch.optim.AdamW(weights, lr=1e-4, fused=self.cuda)
+        random = np.random.default_rng(0)
+        mean, found, total = (MEAN_TOKENS if not self.tiny else 40), [], 0
+        while total < tokens:
+            # Half of all are shorter than the mean, a few ten times as long.
+            length = int(np.clip(random.lognormal(np.log(mean) - 0.32, 0.8), 8, max_length))
+            ids = random.integers(0, SHAPES[self.shape]["vocab_size"], length).tolist()
+            prompt = min(length // 2, int(random.integers(4, 2 * PROMPT_TOKENS)))
+            found.append(Example(ids=ids, labels=[-100] * prompt + ids[prompt:], conversation=str(len(found))))
+            total += length
+        return found
 
-    # Work
+    def trainer(self, params: Any, checkpoints: Any, examples: list[Any] | None = None) -> Any:
+        """What the stage `train` makes."""
+        from qlora.model import loading
+        from qlora.model.device import set_up_device
+        from qlora.runtime.signals import Interruption
+        from qlora.training.lora import adapter_model
+        from qlora.training.packing import pack
+        from qlora.training.trainer import make_trainer
 
-    def checkpointing(self, model: Any, *, on: bool) -> None:
-        if on:
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+        if examples is None:
+            tokens = params.sequence.max_length * params.train.batch_size * (params.train.max_steps + 1)
+            examples = self.conversations(tokens, params.sequence.max_length)
+            rows = pack([len(one.ids) for one in examples], params.sequence.max_length)
+            # The last row is not full: an update with it would be measured as a slow one.
+            full = sorted(place for row in rows for place in row if sum(len(examples[other].ids) for other in row) > 0.9 * params.sequence.max_length)
+            examples = [examples[place] for place in full]
+        device = set_up_device(params.hardware, deterministic=params.train.deterministic)
+        model = adapter_model(params, self.base(), device)
+        return make_trainer(params, model, loading.load_tokenizer(self.base()), examples, [], checkpoints, Interruption())
 
-    def loss(self, model: Any, ids: Any, transformer: Any = None) -> Any:
-        """Mean nats of each next token, the logits in chunks that the backward pass makes again."""
-        torch = self.torch
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hidden = (transformer or inner.model)(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
-        labels = ids[:, 1:].flatten()
+    # Figures
 
-        def chunk(states: Any, wanted: Any) -> Any:
-            return torch.nn.functional.cross_entropy(inner.lm_head(states).float(), wanted, reduction="sum")
+    def timed(self, trainer: Any) -> dict[str, Any]:
+        """Tokens a second, without padding, and peak memory of a training's updates, the first ones left out."""
+        from transformers import TrainerCallback
 
-        total = sum(
-            torch.utils.checkpoint.checkpoint(chunk, hidden[start : start + LOSS_TOKENS], labels[start : start + LOSS_TOKENS], use_reentrant=False)
-            for start in range(0, len(labels), LOSS_TOKENS)
-        )
-        return total / len(labels)
+        marks: list[tuple[float, int]] = []
+        bench = self
 
-    def rows(self, count: int) -> Any:
-        return self.torch.randint(0, self.shape["vocab_size"], (count, self.tokens), device=self.device)
+        class Marks(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                bench.wait()
+                marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
-    def step(self, model: Any, optimizer: Any, ids: Any, transformer: Any = None) -> float:
-        loss = self.loss(model, ids, transformer)
-        loss.backward()
-        self.torch.nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        trainer.add_callback(Marks())
+        self.reset_peak()
+        trainer.train()
+        pairs = list(zip(marks[WARM_UP - 1 :], marks[WARM_UP:], strict=False))
+        rates = [(new[1] - old[1]) / (new[0] - old[0]) for old, new in pairs]
+        seconds, tokens = sum(new[0] - old[0] for old, new in pairs), sum(new[1] - old[1] for old, new in pairs)
+        return {
+            "tokens_per_second": round(tokens / seconds, 1),
+            "slowest_and_fastest_update": [round(min(rates), 1), round(max(rates), 1)],
+            "updates": len(pairs),
+            "tokens_per_update": round(tokens / len(pairs)),
+            **self.peak(),
+        }
 
-    def timed(self, work: Callable[[], Any], count: int, warm_up: int = 2) -> list[float]:
-        """Seconds of each call."""
-        seconds = []
-        for number in range(warm_up + count):
-            self.wait()
-            began = time.perf_counter()
-            work()
-            self.wait()
-            if number >= warm_up:
-                seconds.append(time.perf_counter() - began)
-        return seconds
+    def train(self, **values: Any) -> dict[str, Any]:
+        """A training by the recipe with these values: its speed, the arithmetic that it reached, and its memory beside the estimate."""
+        from qlora.model.loading import load_config
+        from qlora.training.checkpoints import Checkpoints
+        from qlora.training.memory import CONTEXT_BYTES, estimate
+
+        params = self.params(**values)
+        with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder)) as checkpoints:
+            trainer = self.trainer(params, checkpoints)
+            found = self.timed(trainer)
+        lengths = [len(example.ids) for example in trainer.examples]
+        needed = estimate(params, load_config(self.base()), attended=sum(length**2 for length in lengths) / 2 / sum(lengths))
+        found["gflop_per_token"] = round(needed.flops_per_token / 1e9, 2)
+        found["tflops"] = round(found["tokens_per_second"] * needed.flops_per_token / 1e12, 1)
+        found["estimated_gib"] = round((needed.total - (CONTEXT_BYTES if self.cuda else 0)) / 2**30, 2)
+        if self.cuda:
+            found["estimate_to_peak"] = round(found["estimated_gib"] / found["peak_gib"], 3)
+        return found
 
     def wait(self) -> None:
         if self.cuda:
             self.torch.cuda.synchronize()
-
-    def train(self, model: Any, rows: int, transformer: Any = None) -> dict[str, Any]:
-        """Tokens a second and peak memory of updates."""
-        optimizer = self.optimizer(model)
-        ids = self.rows(rows)
-        self.reset_peak()
-        seconds = self.timed(lambda: self.step(model, optimizer, ids, transformer), self.steps)
-        median = statistics.median(seconds)
-        return {
-            "tokens_per_second": round(ids.numel() / median, 1),
-            "tokens_per_second_spread": [round(ids.numel() / most, 1) for most in (max(seconds), min(seconds))],
-            "updates": self.steps,
-            "seconds_per_update": round(median, 4),
-            **self.peak(),
-        }
-
-    # Memory
 
     def reset_peak(self) -> None:
         gc.collect()
@@ -211,246 +215,247 @@ class Bench:
         cuda = self.torch.cuda
         return {"peak_gib": round(cuda.max_memory_allocated() / 2**30, 2), "peak_reserved_gib": round(cuda.max_memory_reserved() / 2**30, 2)}
 
-    @contextlib.contextmanager
-    def memory_named(self, entry: dict[str, Any]) -> Iterator[None]:
-        """A set-up that does not fit, or that this device does not know, is a result, not an end."""
-        try:
-            yield
-        except self.torch.cuda.OutOfMemoryError:
-            entry["failed"] = "out of memory"
-        except NotImplementedError as error:
-            entry["failed"] = str(error)[:200]
-        self.reset_peak()
 
-    # Arithmetic
-
-    def flops_per_token(self, *, checkpointing: bool) -> float:
-        """Of one training token, frozen linear layers and attention over rows of documents of `tokens` tokens.
-
-        Forward: 2 per weight and 2 x 2 x tokens/2 x hidden per layer for causal attention. Backward through frozen weights: once more for the
-        gradients of activations; attention's twice. Adapters are under 1 %. Activation checkpointing: one more forward pass of the layers.
-        """
-        hidden, inner, layers = (self.shape[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-        narrow = hidden // self.shape["num_attention_heads"] * self.shape["num_key_value_heads"]
-        linear = 2 * (2 * hidden * hidden + 2 * hidden * narrow + 3 * hidden * inner) * layers
-        attention = 2 * self.tokens * hidden * layers
-        head = 2 * hidden * self.shape["vocab_size"]
-        # The chunked loss computes the head twice forward and once backward.
-        return 2 * linear + 3 * attention + 3 * head + (linear + attention if checkpointing else 0)
+Results = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+"""Variants of a section by their names; each is run by itself."""
 
 
-def matrix_products(bench: Bench) -> dict[str, Any]:
-    """The measured ceiling: products of large bfloat16 matrices."""
-    size = 512 if bench.tiny else 8192
-    a, b = (bench.torch.randn(size, size, dtype=bench.torch.bfloat16, device=bench.device) for _ in range(2))
-    seconds = statistics.median(bench.timed(lambda: a @ b, 20, warm_up=5))
-    return {"size": size, "tflops": round(2 * size**3 / seconds / 1e12, 1)}
-
-
-def attentions() -> list[str]:
-    return ["sdpa", *(["flash_attention_2"] if have("flash_attn") else []), "flex_attention"]
-
-
-def training(bench: Bench, *, four_bit: bool) -> dict[str, Any]:
-    """Activation checkpointing on and off, 1, 2 and 4 rows, every kind of attention that is here."""
-    found: dict[str, Any] = {}
-    for attention in attentions():
-        for checkpointing in (True, False):
-            try:
-                model = bench.adapted(bench.base(four_bit=four_bit, attention=attention))
-                bench.checkpointing(model, on=checkpointing)
-            except (ImportError, ValueError) as error:
-                found[attention] = {"failed": str(error)[:200]}
-                break
-            for rows in (1, 2, 4):
-                entry: dict[str, Any] = {}
-                found[f"{attention}, {'checkpointing' if checkpointing else 'none recomputed'}, {rows} rows"] = entry
-                with bench.memory_named(entry):
-                    entry |= bench.train(model, rows)
-                    entry["tflops"] = round(entry["tokens_per_second"] * bench.flops_per_token(checkpointing=checkpointing) / 1e12, 1)
-                if "failed" in entry:
-                    break
-            del model
-            bench.reset_peak()
-    return found
-
-
-def deterministic(bench: Bench) -> dict[str, Any]:
-    """The same set-up with kernels whose result depends on timing refused, and as they come, in turn."""
-    model = bench.adapted(bench.base(four_bit=True))
-    bench.checkpointing(model, on=True)
-    found: dict[str, Any] = {"deterministic": [], "as they come": []}
-    for _ in range(3):
-        for name in found:
-            bench.torch.use_deterministic_algorithms(name == "deterministic")
-            with contextlib.suppress(AttributeError):
-                bench.torch.utils.deterministic.fill_uninitialized_memory = False
-            found[name].append(bench.train(model, 1)["tokens_per_second"])
-    slower = statistics.median(fast / slow for slow, fast in zip(found["deterministic"], found["as they come"], strict=True)) - 1
-    return {**found, "slower": round(slower, 4)}
-
-
-def compiled(bench: Bench) -> dict[str, Any]:
-    """torch.compile of the transformer's layers, beside the same without."""
-    model = bench.adapted(bench.base(four_bit=True))
-    bench.checkpointing(model, on=False)
-    found = {"as it is": bench.train(model, 1)}
-    inner = model.get_base_model().model
-    for layer in inner.layers:
-        layer.compile()
-    began = time.perf_counter()
-    found["compiled"] = bench.train(model, 1)
-    found["compiled"]["seconds_with_compiling"] = round(time.perf_counter() - began, 1)
-    return found
-
-
-def plain_trl(bench: Bench) -> dict[str, Any]:
-    """SFTTrainer with its defaults on rows of the same length, beside this script's loop with activation checkpointing."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    rows = bench.torch.randint(0, bench.shape["vocab_size"], (2 + 2 * bench.steps, bench.tokens)).tolist()
-    model = bench.adapted(bench.base(four_bit=True))
-    bench.checkpointing(model, on=True)
-    ours = bench.train(model, 1)
-    del model
-    bench.reset_peak()
-    model = bench.adapted(bench.base(four_bit=True))
-    wanted = {
-        "output_dir": "/tmp/plain-trl",
-        "per_device_train_batch_size": 1,
-        "max_length": bench.tokens,
-        "max_steps": 2 + bench.steps,
-        "bf16": bench.cuda,
-        "use_cpu": not bench.cuda,
-        "report_to": "none",
-        "save_strategy": "no",
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
-
-    trainer = SFTTrainer(model=model, args=SFTConfig(**wanted), train_dataset=data, processing_class=empty_tokenizer())
-    seconds: list[float] = []
-    step = trainer.training_step
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        bench.wait()
-        seconds.append(time.perf_counter())
-        return step(*args, **kwargs)
-
-    trainer.training_step = timed
-    bench.reset_peak()
-    trainer.train()
-    spans = [after - before for before, after in itertools.pairwise(seconds[2:])]
-    plain = {"tokens_per_second": round(bench.tokens / statistics.median(spans), 1), **bench.peak()}
-    return {"plain": plain, "ours, checkpointing, 1 row": ours, "times_plain": round(ours["tokens_per_second"] / plain["tokens_per_second"], 2)}
-
-
-def empty_tokenizer() -> Any:
-    """As much of a tokenizer as TRL asks for when the rows are token ids already."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "[EOS]": 2}, unk_token="[UNK]"))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", eos_token="[EOS]")
-
-
-def within_24_gb(bench: Bench) -> dict[str, Any]:
-    """The set-up of a 24 GB card, 22 GiB of which are free for torch: which rows fit, and how fast."""
-    if bench.cuda:
-        share = 22 * 2**30 / bench.torch.cuda.get_device_properties(0).total_memory
-        bench.torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-    found: dict[str, Any] = {}
-    for checkpointing in (True, False):
-        entry: dict[str, Any] = {}
-        with bench.memory_named(entry):
-            model = bench.adapted(bench.base(four_bit=True, layers=None))
-            bench.checkpointing(model, on=checkpointing)
-            for rows in (1, 2, 4):
-                entry = {}
-                found[f"{'checkpointing' if checkpointing else 'none recomputed'}, {rows} rows"] = entry
-                with bench.memory_named(entry):
-                    entry |= bench.train(model, rows)
-                if "failed" in entry:
-                    break
-            del model
-        if "failed" in entry:
-            found.setdefault(f"{'checkpointing' if checkpointing else 'none recomputed'}, 1 rows", entry)
-        bench.reset_peak()
-    return found
-
-
-def generation(bench: Bench) -> dict[str, Any]:
-    """Greedy answers of 128 tokens to prompts of 256, the base in 4 and in 16 bits with the adapter."""
-    found: dict[str, Any] = {}
-    length, new = (16, 8) if bench.tiny else (256, 128)
-    for four_bit in (True, False):
-        model = bench.adapted(bench.base(four_bit=four_bit)).eval()
-        for size in (1, 8, 32, 64):
-            ids = bench.torch.randint(0, bench.shape["vocab_size"], (size, length), device=bench.device)
-            entry: dict[str, Any] = {}
-            found[f"{4 if four_bit else 16}-bit, batch {size}"] = entry
-            with bench.memory_named(entry), bench.torch.no_grad():
-
-                def answer(ids: Any = ids, model: Any = model) -> Any:
-                    mask = bench.torch.ones_like(ids)
-                    return model.generate(input_ids=ids, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0)
-
-                bench.reset_peak()
-                seconds = statistics.median(bench.timed(answer, 2, warm_up=1))
-                entry |= {"tokens_per_second": round(size * new / seconds, 1), **bench.peak()}
-        del model
-        bench.reset_peak()
-    return found
-
-
-def resume(bench: Bench) -> dict[str, Any]:
-    """Deterministic mode: twice the same, and stopped in the middle with adapter, optimizer and random state saved; four layers are enough."""
+def matrix_products(bench: Bench) -> Results:
+    """What the card can do: products of large bfloat16 matrices."""
     torch = bench.torch
-    torch.use_deterministic_algorithms(mode=True)
 
-    def trained(stop: int | None) -> list[Any]:
-        torch.manual_seed(0)
-        model = bench.adapted(bench.base(four_bit=True, layers=4 if not bench.tiny else 2))
-        bench.checkpointing(model, on=True)
-        optimizer = bench.optimizer(model)
-        generator = torch.Generator().manual_seed(1)
-        batches = [torch.randint(0, bench.shape["vocab_size"], (1, bench.tokens), generator=generator).to(bench.device) for _ in range(6)]
-        for number, ids in enumerate(batches):
-            if number == stop:
-                learned = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-                file = io.BytesIO()
-                torch.save(optimizer.state_dict(), file)
-                file.seek(0)
-                with torch.no_grad():
-                    for name, weight in model.named_parameters():
-                        if weight.requires_grad:
-                            weight.zero_()
-                            weight.copy_(learned[name])
-                optimizer = bench.optimizer(model)
-                optimizer.load_state_dict(torch.load(file, weights_only=True))
-            bench.step(model, optimizer, ids)
-        return [weight.detach().cpu() for weight in model.parameters() if weight.requires_grad]
+    def products() -> dict[str, Any]:
+        size = 512 if bench.tiny else 8192
+        a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if bench.cuda else "cpu") for _ in range(2))
+        seconds = []
+        for _ in range(25):
+            bench.wait()
+            began = time.perf_counter()
+            a @ b
+            bench.wait()
+            seconds.append(time.perf_counter() - began)
+        return {"size": size, "tflops": round(2 * size**3 / statistics.median(seconds[5:]) / 1e12, 1)}
 
-    whole, again, stopped = trained(None), trained(None), trained(3)
+    yield "bfloat16", products
+
+
+def training(bench: Bench) -> Results:
+    """QLoRA: attention, activation checkpointing, rows per pass."""
+    for attention, checkpointing, rows in (
+        ("varlen", True, 1),
+        ("varlen", False, 1),
+        ("sdpa", True, 1),
+        ("varlen", True, 4),
+        ("varlen", False, 2),
+        ("flex_attention", True, 1),
+        *((("flash_attention_2", True, 1),) if importlib.util.find_spec("flash_attn") else ()),
+    ):
+        if not bench.cuda and attention not in ("varlen", "sdpa"):
+            continue
+        values = {
+            "base_model__attn_implementation": attention,
+            "hardware__activation_checkpointing": checkpointing,
+            "hardware__per_device_train_batch_size": rows,
+        }
+        name = f"{attention}, {'checkpointing' if checkpointing else 'none recomputed'}, {rows} row{'s' if rows > 1 else ''}"
+        yield name, lambda values=values: bench.train(**values)
+
+
+def training_16bit(bench: Bench) -> Results:
+    """LoRA on the base model in 16 bits."""
+    for checkpointing, rows in ((True, 1), (False, 1)):
+        values = {
+            "base_model__load_in_4bit": False,
+            "hardware__activation_checkpointing": checkpointing,
+            "hardware__per_device_train_batch_size": rows,
+        }
+        name = f"varlen, {'checkpointing' if checkpointing else 'none recomputed'}, {rows} row{'s' if rows > 1 else ''}"
+        yield name, lambda values=values: bench.train(**values)
+
+
+def plain_trl(bench: Bench) -> Results:
+    """TRL with its defaults and the same LoRA on the same conversations, beside the recipe."""
+    found: dict[str, float] = {}
+
+    def plain() -> dict[str, Any]:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        from qlora.model import loading
+        from qlora.model.device import set_up_device
+        from qlora.training.lora import lora_config
+
+        params = bench.params(base_model__attn_implementation="sdpa", train__deterministic=False)
+        device = set_up_device(params.hardware, deterministic=False)
+        base = loading.load_model(params.base_model, bench.base(), device, progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            args = SFTConfig(
+                output_dir=folder,
+                max_steps=WARM_UP + bench.updates,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=not bench.cuda,
+                include_num_input_tokens_seen="non_padding",
+                dataset_kwargs={"skip_prepare_dataset": True},
+            )
+            longest = 128 if bench.tiny else TRL_TOKENS
+            examples = bench.conversations(16 * longest * (WARM_UP + bench.updates), params.sequence.max_length)
+            rows = Dataset.from_dict({"input_ids": [one.ids[:longest] for one in examples], "labels": [one.labels[:longest] for one in examples]})
+            trainer = SFTTrainer(
+                model=base,
+                args=args,
+                train_dataset=rows,
+                processing_class=loading.load_tokenizer(bench.base()),
+                peft_config=lora_config(params.lora, base),
+            )
+            result = bench.timed(trainer)
+        found["plain"] = result["tokens_per_second"]
+        return {**result, "rows": args.per_device_train_batch_size, "activation_checkpointing": args.gradient_checkpointing}
+
+    def ours(**values: Any) -> dict[str, Any]:
+        result = bench.train(**values)
+        return {**result, **({"times_plain": round(result["tokens_per_second"] / found["plain"], 2)} if "plain" in found else {})}
+
+    yield "plain TRL", plain
+    yield "the recipe", ours
+    yield "the recipe, 4 rows", lambda: ours(hardware__per_device_train_batch_size=4, train__batch_size=8)
+    yield "the recipe, none recomputed", lambda: ours(hardware__activation_checkpointing=False)
+
+
+def deterministic(bench: Bench) -> Results:
+    """Kernels whose result depends on timing refused, and as they come, in turn."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+
+    def one(kind: bool) -> dict[str, Any]:
+        result = bench.train(train__deterministic=kind)
+        rates[kind].append(result["tokens_per_second"])
+        return result
+
+    for number in (1, 2, 3):
+        for kind in (True, False):
+            yield f"{'deterministic' if kind else 'as they come'}, {number}", lambda kind=kind: one(kind)
+    yield "times the time", lambda: {"median": round(statistics.median(b / a for a, b in zip(rates[True], rates[False], strict=True)), 3)}
+
+
+def within_24_gb(bench: Bench) -> Results:
+    """The recipe as it is on a card of 24 GB, of which torch may take 22 GiB."""
+    if bench.cuda:
+        bench.torch.cuda.set_per_process_memory_fraction(min(1.0, 22 * 2**30 / bench.torch.cuda.get_device_properties(0).total_memory))
+    for rows in (1, 2, 4):
+        yield f"{rows} row{'s' if rows > 1 else ''}", lambda rows=rows: bench.train(hardware__per_device_train_batch_size=rows)
+
+
+def answers(bench: Bench) -> Results:
+    """500 greedy answers of 128 tokens, and the likelihood of as many references, by the recipe's base model with a new adapter."""
+    from qlora.model import loading
+    from qlora.model.chat_template import Encoded
+    from qlora.model.device import set_up_device
+    from qlora.prediction.generation import batches_of, generate
+    from qlora.prediction.likelihood import turn_nlls
+    from qlora.training.lora import adapter_model
+
+    count, new = (12, 8) if bench.tiny else (500, 128)
+    examples = bench.conversations(count * 400, 3072)[:count]
+    prompts = [[token for token, label in zip(one.ids, one.labels, strict=True) if label == -100] for one in examples]
+
+    def model_of(*, tuned: bool) -> Any:
+        params = bench.params()
+        device = set_up_device(params.hardware, deterministic=True)
+        base = loading.load_model(params.base_model, bench.base(), device, progress=False)
+        return (adapter_model(params, bench.base(), device) if tuned else base).eval()
+
+    def answered(size: int, most: int, *, tuned: bool) -> dict[str, Any]:
+        model, tokenizer = model_of(tuned=tuned), loading.load_tokenizer(bench.base())
+        params = bench.params(predict__max_new_tokens=new, predict__batch_size=size).predict
+        batches = dict(enumerate(batches_of(prompts[:most], size)))
+        bench.reset_peak()
+        began = time.perf_counter()
+        # No token ends an answer of a model that knows nothing.
+        made = generate(
+            model, tokenizer, prompts, batches, params, seed=0, stop_ids=[], context=8192, content_of=lambda ids: str(len(ids)), done=lambda _: None
+        )
+        bench.wait()
+        seconds = time.perf_counter() - began
+        tokens = sum(answer.tokens for answer in made.values())
+        return {"answers": len(made), "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1), **bench.peak()}
+
+    def scored(*, tuned: bool) -> dict[str, Any]:
+        model = model_of(tuned=tuned)
+        device = next(model.parameters()).device
+        bench.reset_peak()
+        began = time.perf_counter()
+        for one in examples:
+            start = next(place for place, label in enumerate(one.labels) if label != -100)
+            turn_nlls(model, Encoded(ids=one.ids, spans=[(start, len(one.ids))]), device)
+        bench.wait()
+        seconds = time.perf_counter() - began
+        return {"conversations": len(examples), "seconds": round(seconds, 2), **bench.peak()}
+
+    for size, most, tuned in ((16, 64, False), (16, 64, True), (64, 128, True), (128, 500, True)):
+        yield (
+            f"{'tuned' if tuned else 'base'}, batches of {size}",
+            lambda size=size, most=most, tuned=tuned: answered(size, min(most, count), tuned=tuned),
+        )
+    yield "likelihoods, tuned", lambda: scored(tuned=True)
+
+
+def resume(bench: Bench) -> Results:
+    """Twice the same bytes, and the same bytes after a stop: an eighth of the model, four updates, stopped after two."""
+    small = Bench("tiny" if bench.tiny else "llama3-8b, eighth", bench.folder.parent)
+    for optim in ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"):
+        if bench.cuda or optim == "adamw_torch":
+            yield optim, lambda optim=optim: same_bytes(small, optim)
+
+
+def same_bytes(bench: Bench, optim: str, **values: Any) -> dict[str, bool]:
+    from qlora.training.checkpoints import Checkpoints
+
+    params = bench.params(train__max_steps=4, runtime__save_steps=2, train__optim=optim, train__deterministic=True, **values)
+
+    def trained(folder: Path, *, again: bool = False) -> dict[str, Any]:
+        with Checkpoints(folder) as checkpoints:
+            trainer = bench.trainer(params, checkpoints)
+            newest = checkpoints.newest() if again else None
+            assert bool(newest) == again
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        return {name: weight.detach().cpu() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = trained(Path(folder) / "first")
+        again = trained(Path(folder) / "again")
+        resumed = trained(Path(folder) / "first", again=True)
+    equal = bench.torch.equal
     return {
-        "twice the same": all(bool(torch.equal(a, b)) for a, b in zip(whole, again, strict=True)),
-        "resumed the same": all(bool(torch.equal(a, b)) for a, b in zip(whole, stopped, strict=True)),
+        "twice_the_same": all(equal(first[name], weight) for name, weight in again.items()),
+        "resumed_the_same": all(equal(first[name], weight) for name, weight in resumed.items()),
     }
 
 
-SECTIONS: dict[str, tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]] = {
-    "matrix_products": (matrix_products, ()),
-    "training_4bit": (lambda bench: training(bench, four_bit=True), ("peft", "bitsandbytes")),
-    "training_16bit": (lambda bench: training(bench, four_bit=False), ("peft",)),
-    "deterministic": (deterministic, ("peft", "bitsandbytes")),
-    "compiled": (compiled, ("peft", "bitsandbytes")),
-    "plain_trl": (plain_trl, ("peft", "bitsandbytes", "trl", "datasets")),
-    "within_24_gb": (within_24_gb, ("peft", "bitsandbytes")),
-    "generation": (generation, ("peft", "bitsandbytes")),
-    "resume": (resume, ("peft", "bitsandbytes")),
+def loading_time(bench: Bench) -> Results:
+    """Of the base model from files in memory, in 4 and in 16 bits."""
+    from qlora.model import loading
+    from qlora.model.device import set_up_device
+
+    def loaded(four_bit: bool) -> dict[str, Any]:
+        params = bench.params(base_model__load_in_4bit=four_bit)
+        device = set_up_device(params.hardware, deterministic=True)
+        bench.base()
+        bench.reset_peak()
+        began = time.perf_counter()
+        loading.load_model(params.base_model, bench.base(), device, progress=False)
+        bench.wait()
+        return {"seconds": round(time.perf_counter() - began, 2), **bench.peak()}
+
+    for four_bit in (True, False):
+        yield f"{4 if four_bit else 16} bits", lambda four_bit=four_bit: loaded(four_bit)
+
+
+SECTIONS: dict[str, Callable[[Bench], Results]] = {
+    section.__name__: section
+    for section in (matrix_products, loading_time, training, plain_trl, deterministic, answers, within_24_gb, training_16bit, resume)
 }
-"""In the order of their worth, each with the packages that it needs."""
+"""In the order of their worth."""
 
 
 def machine() -> dict[str, Any]:
@@ -466,56 +471,79 @@ def machine() -> dict[str, Any]:
     return {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda, **versions}
 
 
-def add(path: Path, section: str, found: dict[str, Any], *, tiny: bool) -> None:
-    """Results of several runs and machines stand in one file, by the name of the GPU; a trial in the tiny shape stands by itself."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def run_section(name: str, bench: Bench, path: Path) -> None:
+    """Write each variant's figures as soon as they are there: by the GPU's name, since results of several machines are in one file."""
     here = machine()
-    entry = record.setdefault((here["gpu"] or "cpu") + (", tiny" if tiny else ""), {})
-    entry["machine"] = here
-    entry.setdefault("sections", {})[section] = found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    card = (here["gpu"] or "cpu") + (", tiny" if bench.tiny else "")
+    found: dict[str, Any] = {}
+    for variant, work in SECTIONS[name](bench):
+        began = time.monotonic()
+        try:
+            found[variant] = work()
+        except Exception as error:  # noqa: BLE001 - a variant that fails is a result
+            found[variant] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        bench.reset_peak()
+        record = read(path)
+        entry = record.setdefault(card, {})
+        entry["machine"] = here
+        entry.setdefault("sections", {})[name] = found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"{name}: {variant}: {json.dumps(found[variant])} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Each section in a process of its own, those that are in the results left out."""
+    end = time.monotonic() + 60 * arguments.minutes
+    cards = read(arguments.results)
+    done = {name for card, entry in cards.items() if card.endswith(", tiny") == (arguments.shape == "tiny") for name in entry["sections"]}
+    failed = []
+    for section in SECTIONS:
+        if section in done and not arguments.again:
+            continue
+        left = end - time.monotonic()
+        if left < 30:
+            print(f"{section} and what follows: no time left; run again for the rest")
+            break
+        command = [sys.executable, "-m", "benchmarks.gpu", "--only", section, "--shape", arguments.shape, "--updates", str(arguments.updates)]
+        try:
+            status: int | str = subprocess.run(
+                [*command, "--results", str(arguments.results), "--work", str(arguments.work)], timeout=min(SECTION_SECONDS, left), check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = "stopped after its time"
+        failed += [section] if status else []
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(SECTIONS), help="one section, in this process")
+    parser.add_argument("--again", action="store_true", help="also the sections that the results have")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--shape", choices=list(SHAPES), default="llama-3-8b")
-    parser.add_argument("--steps", type=int, default=5, help="timed updates of each set-up")
+    parser.add_argument("--shape", choices=list(SHAPES), default="llama3-8b")
+    parser.add_argument("--updates", type=int, default=5, help="timed updates of each training")
+    parser.add_argument("--minutes", type=float, default=60, help="begin nothing after them, and stop what runs")
+    memory = Path("/dev/shm")  # noqa: S108 - read again by each section
+    parser.add_argument("--work", type=Path, default=memory if memory.is_dir() else Path(tempfile.gettempdir()), help="folder for 16 GB of weights")
     parser.add_argument("--list", action="store_true", help="the sections")
     arguments = parser.parse_args()
     if arguments.list:
-        print("\n".join(SECTIONS))
+        print("\n".join(f"{name}: {section.__doc__}" for name, section in SECTIONS.items()))
         return
     if arguments.only is None:
-        failed = []
-        for section in SECTIONS:
-            command = [sys.executable, __file__, "--only", section, "--results", str(arguments.results), "--shape", arguments.shape]
-            began = time.monotonic()
-            try:
-                status: int | str = subprocess.run([*command, "--steps", str(arguments.steps)], timeout=SECTION_SECONDS, check=False).returncode
-            except subprocess.TimeoutExpired:
-                status = "stopped after its time"
-            print(f"{section}: {time.monotonic() - began:.0f} s" + (f", {status}" if status else ""), flush=True)
-            failed += [section] if status else []
-        if failed:
-            sys.exit(f"failed: {', '.join(failed)}")
+        run_all(arguments)
         return
-    # Read by cuBLAS and flash attention when they begin.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1" if arguments.only in ("deterministic", "resume") else "0")
-    work, needed = SECTIONS[arguments.only]
-    missing = [name for name in needed if not have(name)]
-    if missing:
-        found: dict[str, Any] = {"left out": f"{', '.join(missing)} not installed"}
-    else:
-        bench = Bench(arguments.shape, arguments.steps)
-        if not bench.cuda and not bench.tiny:
-            sys.exit("torch sees no GPU here; `--shape tiny` tries the program itself")
-        found = work(bench)
-    add(arguments.results, arguments.only, found, tiny=arguments.shape == "tiny")
-    print(json.dumps({arguments.only: found}, indent=2), flush=True)
+    bench = Bench(arguments.shape, arguments.work / "benchmarks-gpu", arguments.updates)
+    if not bench.cuda and not bench.tiny:
+        sys.exit("torch sees no GPU here; `--shape tiny` tries the program itself")
+    run_section(arguments.only, bench, arguments.results)
 
 
 if __name__ == "__main__":

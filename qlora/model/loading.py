@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from qlora.core.errors import InputError, MachineError
 from qlora.core.files import read_record
+from qlora.model import attention  # noqa: F401 - registers `varlen`
 from qlora.params.base_model import BaseModelParams
 
 

@@ -139,8 +139,10 @@ def _distributed(params: Params) -> list[str]:
 def _attention(params: Params) -> list[str]:
     """A mask of all rows against all rows."""
     hardware, base, sequence = (getattr(params, name, None) for name in ("hardware", "base_model", "sequence"))
-    if hardware and base and hardware.device == "cpu" and base.attn_implementation not in ("sdpa", "eager"):
-        return [f"base_model.attn_implementation = {base.attn_implementation!r} needs a GPU, but hardware.device = 'cpu': choose 'sdpa'"]
+    if hardware and base and hardware.device == "cpu" and base.attn_implementation not in ("varlen", "sdpa", "eager"):
+        return [f"base_model.attn_implementation = {base.attn_implementation!r} needs a GPU, but hardware.device = 'cpu': choose 'varlen' or 'sdpa'"]
+    if hardware and base and hardware.device == "cuda" and base.attn_implementation == "varlen" and base.dtype == "float32":
+        return ["base_model.attn_implementation = 'varlen' computes in 16 bits on a GPU, but base_model.dtype = 'float32': choose 'sdpa'"]
     if not (hardware and base and sequence) or sequence.packing == "none" or base.attn_implementation not in ("sdpa", "eager"):
         return []
     rows = hardware.per_device_train_batch_size
@@ -150,5 +152,5 @@ def _attention(params: Params) -> list[str]:
     return [
         f"hardware.per_device_train_batch_size = {rows} with packing under {base.attn_implementation} compares {tokens:,} x {tokens:,} tokens in "
         "each layer: set it to 1 (accumulation reaches train.batch_size), or base_model.attn_implementation to one that knows where rows end "
-        "(flex_attention, flash_attention_2)"
+        "(varlen, flash_attention_2)"
     ]

@@ -23,6 +23,7 @@ class BaseModelParams(Section):
     """Of the matrix products of 4-bit layers."""
     bnb_4bit_quant_storage: Literal["uint8", "bfloat16", "float32"]
     """Type that the 4-bit weights are kept as, with the same bits in each. fsdp2 asks for a floating type: that of all other weights, `dtype`."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+    attn_implementation: Literal["varlen", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
     """Explicit, so that no installed package can change the result. sdpa and eager keep the conversations of a packed row apart by a mask of tokens
-    x tokens; the others look at each conversation alone. flash_attention_2 and 3 need the packages flash-attn and flash-attn-3 and a GPU."""
+    x tokens; the others look at each conversation alone. varlen is torch's own flash kernel for packed rows, with nothing to install; answers are
+    sdpa's. flash_attention_2 and 3 need the packages flash-attn and flash-attn-3 and a GPU."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
@@ -16,6 +17,7 @@ from qlora.model.adapter import CONFIG, WEIGHTS
 from qlora.model.distributed import one_process_at_a_time
 from qlora.model.loading import load_model
 from qlora.params import Params
+from qlora.params.base_model import BaseModelParams
 from qlora.params.lora import LoraParams
 from qlora.training.fsdp import shard_layers
 
@@ -48,9 +50,21 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
         set_seed(values.train.seed)
         model = get_peft_model(base, lora_config(values.lora, base))
         load_init_adapter(model, values.lora)
+        leave_inputs_to_autocast(model, values.base_model)
         if is_sharded:
             shard_layers(model, device, offload=values.hardware.offload_params)
     return model
+
+
+def leave_inputs_to_autocast(model: PeftModel, params: BaseModelParams) -> None:
+    """Keep the inputs of adapters in bfloat16.
+
+    PEFT casts each to the adapter's float32, and autocast casts it back at once: the same bits, after a copy of each layer's input of twice the size.
+    """
+    if params.dtype == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
 
 
 def load_init_adapter(model: PeftModel, params: LoraParams) -> None:

@@ -5,6 +5,7 @@ one forward pass over the longest rows shows what autograd keeps for the backwar
 alone stands in for the fused kernels, which keep queries, keys, values, the output and a number per head and token.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 
+from qlora.model import attention
 from qlora.model.loading import layers_of
 from qlora.params import Params
 from qlora.params.base_model import BaseModelParams
@@ -67,13 +69,18 @@ def in_units(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
 
 
-def estimate(params: Params, config: PretrainedConfig) -> Estimate:
-    """Of a training by these params, of a base model of this shape."""
+def estimate(params: Params, config: PretrainedConfig, *, attended: float | None = None) -> Estimate:
+    """Of a training by these params, of a base model of this shape.
+
+    Args:
+        attended: Tokens that a token attends to on average; None: half a row.
+    """
     hardware, base = params.hardware, params.base_model
     tokens = hardware.per_device_train_batch_size * params.sequence.max_length
     _register_attention(params)
+    model = _model(params, config)
     with FakeTensorMode():
-        model = _model(params, config)
+        _make_fake(model, params)
         kept = _kept_bytes(model, params)
     inner: Any = model.get_base_model()
     prefixes = tuple(f"{name}." for name in layers_of(inner))
@@ -106,16 +113,21 @@ def estimate(params: Params, config: PretrainedConfig) -> Estimate:
             3 * tokens * widest * element + (2 * largest * element if base.load_in_4bit else 0),
         ),
         context=CONTEXT_BYTES if hardware.device == "cuda" else 0,
-        flops_per_token=_flops_per_token(params, inner, prefixes),
+        flops_per_token=_flops_per_token(params, inner, prefixes, attended),
     )
 
 
 def _model(params: Params, config: PretrainedConfig) -> Any:
-    """The adapter model, of tensors without memory, in the types that a training has it in."""
+    """The adapter model, of tensors without memory."""
+    # Not in FakeTensorMode, which some architectures' buffers can't be made in.
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, params.base_model.dtype), attn_implementation=STAND_IN)
         base.requires_grad_(False)
-        model = get_peft_model(base, lora_config(params.lora, base))
+        return get_peft_model(base, lora_config(params.lora, base)).train()
+
+
+def _make_fake(model: Any, params: Params) -> None:
+    """Fake tensors in place of the model's, in the types that a training has them in."""
     # One for one: embeddings and output head may be the same.
     made = {
         id(weight): torch.nn.Parameter(
@@ -129,9 +141,11 @@ def _model(params: Params, config: PretrainedConfig) -> Any:
         for name, buffer in module._buffers.items():
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype) if buffer is not None else None
         if isinstance(module, LoraLayer):
-            # Over 4-bit layers on a GPU PEFT leaves the input as it is: autocast sees to its type.
-            module.cast_input_dtype_enabled = not (params.base_model.load_in_4bit and params.hardware.device == "cuda")
-    return model.train()
+            module.cast_input_dtype_enabled = params.base_model.dtype != "bfloat16"
+        if isinstance(module, torch.nn.Dropout) and params.hardware.device == "cuda":
+            # A GPU keeps a byte for each element; the CPU's dropout, which runs here, keeps a number of the input's type.
+            module.forward = functools.partial(torch.native_dropout, p=module.p, train=True)  # type: ignore[method-assign]
+            module.register_forward_hook(lambda _module, _inputs, outputs: outputs[0])
 
 
 def _bytes(weight: torch.Tensor, base: BaseModelParams, *, quantised: bool) -> int:
@@ -161,12 +175,14 @@ def _kept_bytes(model: Any, params: Params) -> int:
         return tensor
 
     half = params.base_model.dtype == "bfloat16"
-    shape = (1, rows * tokens) if params.sequence.packing != "none" else (rows, tokens)
+    packed = params.sequence.packing != "none"
+    shape = (1, rows * tokens) if packed else (rows, tokens)
+    begins = {"cu_seq_lens_q": torch.tensor([0, shape[1]]), "max_length_q": shape[1]} if packed else {}
     with torch.autocast("cpu", torch.bfloat16, enabled=half), saved_tensors_hooks(keep, lambda tensor: tensor):
         ids = torch.zeros(shape, dtype=torch.long)
         # As for a layer whose inputs were trained, which all but the first are.
         embeddings = model.get_input_embeddings()(ids).requires_grad_()
-        model.get_base_model().base_model(inputs_embeds=embeddings, position_ids=torch.arange(shape[1])[None], use_cache=False)
+        model.get_base_model().base_model(inputs_embeds=embeddings, position_ids=torch.arange(shape[1])[None], use_cache=False, **begins)
         return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -185,8 +201,10 @@ class _Fused(torch.autograd.Function):
 def _register_attention(params: Params) -> None:
     kind = params.base_model.attn_implementation
 
-    def attend(_module: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> tuple[torch.Tensor, None]:
+    def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **options: Any) -> tuple[torch.Tensor, None]:
         bias = None
+        if kind == attention.NAME and params.sequence.packing != "none":
+            attention.require_computable(module, query, value, options)
         if kind in ("sdpa", "eager"):
             # They repeat keys and values for each head, and have a mask of numbers for packed rows.
             groups = query.shape[1] // key.shape[1]
@@ -202,18 +220,21 @@ def _register_attention(params: Params) -> None:
     AttentionMaskInterface.register(STAND_IN, lambda *_, **__: None)
 
 
-def _flops_per_token(params: Params, model: Any, prefixes: tuple[str, ...]) -> float:
+def _flops_per_token(params: Params, model: Any, prefixes: tuple[str, ...], attended: float | None) -> float:
     """Frozen products cost 2 operations per weight forward and 2 backward, for the gradient of their input; trained ones 6.
 
-    The loss makes the logits twice. Attention: 4 x width of all heads per token attended to, half a row of them, and twice that backward. Activation
-    checkpointing: the layers' forward pass once more.
+    The loss makes the logits twice. Attention: 4 x width of all heads per token attended to, and twice that backward: half a row at most where each
+    conversation is looked at alone, and under a mask of packed rows (sdpa, eager) all tokens of a pass. Activation checkpointing: the layers' forward
+    pass once more.
     """
     weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
     frozen = sum(weight.numel() for name, weight in weights.items() if not weight.requires_grad and name.startswith(prefixes))
     trained = sum(weight.numel() for weight in weights.values() if weight.requires_grad)
     head = model.get_output_embeddings().weight.numel()
     text = model.config.get_text_config()
-    attended = params.sequence.max_length / 2
+    masked = params.sequence.packing != "none" and params.base_model.attn_implementation in ("sdpa", "eager")
+    if masked or attended is None:
+        attended = params.sequence.max_length * (params.hardware.per_device_train_batch_size if masked else 0.5)
     width = int(text.num_attention_heads) * int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     attention = 4 * attended * width * len(prefixes)
     again = (2 * (frozen + trained) + attention) if params.hardware.activation_checkpointing else 0

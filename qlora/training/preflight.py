@@ -7,10 +7,11 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import PretrainedConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from qlora.core.errors import MachineError
+from qlora.model import attention
 from qlora.model.device import peak_memory_bytes
 from qlora.params import Params
 from qlora.params.hardware import HardwareParams
@@ -25,7 +26,7 @@ CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("hardware.per_device_train_batch_size", 1, "the same updates, by more accumulation"),
     ("lora.lora_dropout", 0.0, "its masks and copies are kept for each layer"),
     ("base_model.load_in_4bit", True, "another base model: its baseline runs again"),
-    ("base_model.attn_implementation", "flex_attention", "no mask, no copies of keys and values"),
+    ("base_model.attn_implementation", attention.NAME, "no mask, no copies of keys and values; other last digits"),
     ("train.optim", "adamw_bnb_8bit", "other last digits"),
     ("train.optim", "paged_adamw_8bit", "other last digits"),
     ("sequence.max_length", "half", "conversations that are longer are treated as sequence.on_too_long says"),
@@ -54,8 +55,10 @@ def check_machine(params: Params, config: PretrainedConfig) -> Estimate:
             raise MachineError(
                 "attention-missing",
                 f"base_model.attn_implementation = {base.attn_implementation!r}: the package {package} is not installed; install it, "
-                "or choose 'flex_attention' or 'sdpa'",
+                f"or choose {attention.NAME!r} or 'sdpa'",
             )
+    if base.attn_implementation == attention.NAME:
+        attention.refuse_model(config, AutoModelForCausalLM._model_mapping[type(config)])
     needed = estimate(params, config)
     here = memory_bytes(params.hardware)
     if needed.total > here:
@@ -85,7 +88,7 @@ def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[s
         section, _, key = name.partition(".")
         old = getattr(getattr(params, section), key)
         new = params.sequence.max_length // 2 if value == "half" else value
-        if new == old or (new == "fsdp2" and params.hardware.num_processes == 1) or (new == "flex_attention" and old.startswith("fl")):
+        if new == old or (new == "fsdp2" and params.hardware.num_processes == 1) or (new == attention.NAME and old not in ("sdpa", "eager")):
             continue
         changed = params.model_copy(update={section: getattr(params, section).model_copy(update={key: new})})
         saved = needed.total - estimate(changed, config).total

@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from qlora.core.errors import InputError
+from qlora.model.attention import packed_rows
 from qlora.model.distributed import all_gather, rank_and_size
 from qlora.params import Params
 from qlora.params.sequence import SequenceParams
@@ -97,6 +98,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         self._total_train_tokens = tokens
         self._metrics["train"].clear()
         return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with packed_rows(inputs):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         result = super().train(*args, **kwargs)
@@ -322,6 +327,8 @@ def make_trainer(
 ) -> ExactTrainer:
     """A trainer for an adapter model, its adapter in float32."""
     rows = rows_of(train, params.sequence)
+    # TRL rounds the adapter of a quantised model to bfloat16: that of lora.init_adapter would start as another one.
+    weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     trainer = ExactTrainer(
         examples=train,
         checkpoints=checkpoints,
@@ -340,10 +347,9 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     if params.runtime.progress:
         trainer.add_callback(LossBar() if sys.stderr.isatty() else LossLines())
-    # TRL casts the adapter of a quantised model to bfloat16, which a resumed run would load as float32: not the same run.
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    for name, weight in model.named_parameters():
+        if name in weights:
+            weight.data = weights[name].float()
     if rank := rank_and_size()[0]:
         # Other dropout than the first process's.
         torch.manual_seed(params.train.seed + rank)

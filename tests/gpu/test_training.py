@@ -1,101 +1,90 @@
-"""Trainings on a GPU: what they take is what was estimated, twice the same bytes, and resumed the same."""
+"""Trainings on a GPU, as `train` makes them: what they take is what was estimated, twice the same bytes, and resumed the same.
 
-import gc
+On a machine without one the same set-up runs in a tiny shape on the CPU, so that it is known to work before a card is rented.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from qlora.model import loading
-from qlora.model.device import set_up_device
-from qlora.params import Params
-from qlora.runtime.signals import Interruption
+from benchmarks.gpu import Bench, same_bytes
+from qlora.model.attention import attend_apart, varlen_attention
 from qlora.training.checkpoints import Checkpoints
-from qlora.training.lora import lora_config
-from qlora.training.memory import CONTEXT_BYTES, estimate
-from qlora.training.tokenization import Example
-from qlora.training.trainer import make_trainer
-from tests.unit.trainings import TINY, changed
-from tools import preflight
 
-SHAPE = {
-    "vocab_size": 128_256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
-"""An eighth of Llama-3-8B with its vocabulary."""
-TOKENS = 3072
+CUDA = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not CUDA, reason="torch sees no GPU here")
+DEVICE = "cuda" if CUDA else "cpu"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    with torch.device("cuda"):
-        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE), dtype=torch.bfloat16).save_pretrained(path)
-    tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def settings() -> Params:
-    return changed(
-        preflight.of_recipe("llama3-8b-rtx4090"),
-        train__max_steps=4,
-        train__eval_strategy="no",
-        train__deterministic=True,
-        sequence__max_length=TOKENS,
-        runtime__progress=False,
-        runtime__save_steps=2,
-    )
-
-
-def rows() -> list[Example]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, SHAPE["vocab_size"], (16, TOKENS), generator=generator).tolist()
-    return [Example(ids=row, labels=row, conversation=str(number)) for number, row in enumerate(ids)]
-
-
-def trained(params: Params, folder: Path, checkpoints_folder: Path, *, resume: bool = False) -> tuple[dict[str, torch.Tensor], int]:
-    """Adapter weights, and the most bytes that torch's tensors took."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    device = set_up_device(params.hardware, deterministic=params.train.deterministic)
-    base = loading.load_model(params.base_model, folder, device, progress=False)
-    set_seed(params.train.seed)
-    model = get_peft_model(base, lora_config(params.lora, base))
-    with Checkpoints(checkpoints_folder) as checkpoints:
-        trainer = make_trainer(params, model, loading.load_tokenizer(folder), rows(), [], checkpoints, Interruption())
-        newest = checkpoints.newest() if resume else None
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    weights = {name: weight.detach().cpu().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    return weights, torch.cuda.max_memory_allocated()
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """An eighth of Llama-3-8B with its vocabulary."""
+    return Bench("llama3-8b, eighth" if CUDA else "tiny", tmp_path_factory.mktemp("base"), updates=1)
 
 
 @pytest.mark.parametrize(("four_bit", "checkpointing"), [(True, True), (True, False), (False, True), (False, False)])
-def test_the_memory_is_that_of_the_estimate(settings: Params, folder: Path, tmp_path: Path, four_bit: bool, checkpointing: bool) -> None:
-    params = changed(settings, base_model__load_in_4bit=four_bit, hardware__activation_checkpointing=checkpointing)
-    needed = estimate(params, loading.load_config(folder)).total - CONTEXT_BYTES
-    taken = trained(params, folder, tmp_path)[1]
-    print(f"4-bit {four_bit}, checkpointing {checkpointing}: {taken / 2**30:.2f} GiB taken, {needed / 2**30:.2f} estimated ({needed / taken:.3f})")
-    assert needed == pytest.approx(taken, rel=0.1)
+def test_the_memory_is_that_of_the_estimate(bench: Bench, four_bit: bool, checkpointing: bool) -> None:
+    found = bench.train(base_model__load_in_4bit=four_bit, hardware__activation_checkpointing=checkpointing)
+    print(f"4-bit {four_bit}, checkpointing {checkpointing}: {found}")
+    if CUDA:
+        assert found["estimate_to_peak"] == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
-def test_it_is_twice_the_same_and_resumed_the_same(settings: Params, folder: Path, tmp_path: Path, optim: str) -> None:
-    params = changed(settings, train__optim=optim)
-    first, _ = trained(params, folder, tmp_path / "first")
-    again, _ = trained(params, folder, tmp_path / "again")
-    # From the checkpoint after update 2, which the first run left.
-    resumed, _ = trained(params, folder, tmp_path / "first", resume=True)
-    assert all(torch.equal(first[name], weight) for name, weight in again.items())
-    assert all(torch.equal(first[name], weight) for name, weight in resumed.items())
+@pytest.mark.parametrize(
+    "optim",
+    ["adamw_torch", *(pytest.param(name, marks=needs_gpu) for name in ("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"))],
+)
+def test_it_is_twice_the_same_and_resumed_the_same(bench: Bench, optim: str) -> None:
+    assert same_bytes(bench, optim) == {"twice_the_same": True, "resumed_the_same": True}
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_the_kernel_computes_what_the_loop_over_conversations_does(window: int | None) -> None:
+    """Outputs and gradients of the first against those of the second in float32; deterministic mode gives the same bits twice."""
+    torch.manual_seed(0)
+    begins = torch.tensor([0, 1, 130, 131, 900, 1024], dtype=torch.int32, device=DEVICE)
+    shapes = {"query": (1, 32, 1024, 128), "key": (1, 8, 1024, 128), "value": (1, 8, 1024, 128)}
+    tensors = {name: torch.randn(shape, dtype=torch.bfloat16, device=DEVICE, requires_grad=True) for name, shape in shapes.items()}
+    upstream = torch.randn(1, 1024, 32, 128, dtype=torch.bfloat16, device=DEVICE)
+    options = {"cu_seq_lens_q": begins, "max_length_q": 769, "scaling": 128**-0.5, "sliding_window": window}
+
+    def computed() -> list[torch.Tensor]:
+        output, _ = varlen_attention(torch.nn.Module(), *tensors.values(), None, **options)
+        return [output, *torch.autograd.grad(output, list(tensors.values()), upstream)]
+
+    torch.use_deterministic_algorithms(mode=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        first, second = computed(), computed()
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    exact = {name: tensor.detach().float().requires_grad_() for name, tensor in tensors.items()}
+    flat = [tensor.transpose(1, 2)[0] for tensor in exact.values()]
+    output = attend_apart(*flat, begins.tolist(), scale=128**-0.5, window=window)[None]
+    expected = [output, *torch.autograd.grad(output, list(exact.values()), upstream.float())]
+    for a, b in zip(first, expected, strict=True):
+        assert (a.float() - b).norm() / b.norm() < 0.01
+
+
+def test_no_pass_builds_a_mask_or_copies_keys_and_values(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What attention is called with on the path that `train` takes."""
+    seen: list[dict[str, Any]] = []
+    from qlora.model import attention  # noqa: PLC0415
+
+    def spied(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append({"query": query, "key": key, "arguments": arguments, **options})
+        return kernel(query, key, value, *arguments, **options)
+
+    name = "varlen_attn" if CUDA else "attend_apart"
+    kernel = getattr(attention, name)
+    monkeypatch.setattr(attention, name, spied)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: pytest.fail("sdpa was called"))
+    monkeypatch.setattr(attention, "sdpa_mask", lambda **_: pytest.fail("a mask was made"))
+    with Checkpoints(tmp_path) as checkpoints:
+        bench.trainer(bench.params(train__max_steps=1), checkpoints).train()
+    assert seen
+    assert all(call["key"].shape[1] < call["query"].shape[1] for call in seen)
+    assert {call["query"].dtype for call in seen} == {torch.bfloat16}

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora.params import Params
 from qlora.training import memory
-from qlora.training.lora import lora_config
+from qlora.training.lora import leave_inputs_to_autocast, lora_config
 from tests.unit.trainings import changed
 
 SHAPES = {
@@ -46,6 +46,7 @@ def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
             module.support_avx512bf16_for_cpu = False
     base.requires_grad_(False)
     model = get_peft_model(base, lora_config(params.lora, base)).train()
+    leave_inputs_to_autocast(model, params.base_model)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
