@@ -1,13 +1,14 @@
 """How fast the trainings and answers of this project are on this GPU, and what each setting costs.
 
     python -m benchmarks.gpu                    every section that the results lack; ends before --minutes are over
-    python -m benchmarks.gpu --only training    one section
+    python -m benchmarks.gpu --only training    that section
     python -m benchmarks.gpu --list             the sections
     python -m benchmarks.gpu --shape tiny       tries the program, on a CPU too
 
-Random weights in the exact shape of Llama-3-8B, so nothing is downloaded. What runs is what `train` and `predict` run: the recipe llama3-8b-rtx4090, read,
-quantised and adapted by `adapter_model`, trained by `make_trainer`, on rows that `pack` makes of conversations as long as no_robots' (279 tokens on
-average). Each section is a process of its own, takes three minutes at most and writes each result when it has it; an error ends one variant alone.
+Random weights in the exact shape of Llama-3-8B, so nothing is downloaded. What runs is what `train` and `predict` run: the recipe
+llama3-8b-rtx4090, read, quantised and adapted by `adapter_model`, trained by `make_trainer`, on rows that `pack` makes of conversations as long as
+no_robots' (279 tokens on average). Each section is a process of its own, takes three minutes at most and writes each result when it has it; an error
+ends one variant alone.
 """
 
 import argparse
@@ -161,7 +162,7 @@ class Bench:
         bench = self
 
         class Marks(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
                 bench.wait()
                 marks.append((time.perf_counter(), int(state.num_input_tokens_seen)))
 
@@ -485,7 +486,7 @@ def run_section(name: str, bench: Bench, path: Path) -> None:
         began = time.monotonic()
         try:
             found[variant] = work()
-        except Exception as error:  # noqa: BLE001 - a variant that fails is a result
+        except Exception as error:
             found[variant] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
         bench.reset_peak()
         record = read(path)
@@ -524,13 +525,13 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(SECTIONS), help="one section, in this process")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="these sections, in this process")
     parser.add_argument("--again", action="store_true", help="also the sections that the results have")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--shape", choices=list(SHAPES), default="llama3-8b")
     parser.add_argument("--updates", type=int, default=5, help="timed updates of each training")
     parser.add_argument("--minutes", type=float, default=60, help="begin nothing after them, and stop what runs")
-    memory = Path("/dev/shm")  # noqa: S108 - read again by each section
+    memory = Path("/dev/shm")
     parser.add_argument("--work", type=Path, default=memory if memory.is_dir() else Path(tempfile.gettempdir()), help="folder for 16 GB of weights")
     parser.add_argument("--list", action="store_true", help="the sections")
     arguments = parser.parse_args()
@@ -543,7 +544,8 @@ def main() -> None:
     bench = Bench(arguments.shape, arguments.work / "benchmarks-gpu", arguments.updates)
     if not bench.cuda and not bench.tiny:
         sys.exit("torch sees no GPU here; `--shape tiny` tries the program itself")
-    run_section(arguments.only, bench, arguments.results)
+    for section in arguments.only:
+        run_section(section, bench, arguments.results)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ heads that share them, and bytes that don't depend on timing in deterministic mo
 the conversations takes its place. Calls without `cu_seq_lens_q` (answers, likelihoods, padded rows) are `sdpa`'s.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,15 +40,18 @@ def packed_rows(inputs: dict[str, Any]) -> Iterator[None]:
 
 def varlen_attention(
     module: torch.nn.Module,
-    query_BHTD: Tensor,
-    key_BGTD: Tensor,
-    value_BGTD: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it.
 
     Args:
+        query: (B, H, T, D)
+        key: (B, G, T, D)
+        value: (B, G, T, D)
         options: transformers' names. `cu_seq_lens_q` holds where each conversation begins and the last one ends, `max_length_q` the tokens of
             the longest; without them it is sdpa's attention with its mask.
 
@@ -60,34 +64,40 @@ def varlen_attention(
     begins = options.get("cu_seq_lens_q")
     if begins is None:
         if _rows["packed"]:
-            require_computable(module, query_BHTD, value_BGTD, options)
-        return sdpa_attention_forward(module, query_BHTD, key_BGTD, value_BGTD, attention_mask, **options)
-    require_computable(module, query_BHTD, value_BGTD, options)
-    query_THD, key_TGD, value_TGD = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query_BHTD, key_BGTD, value_BGTD))
+            require_computable(module, query, value, options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    require_computable(module, query, value, options)
+    query_THD, key_TGD, value_TGD = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     scale, window = options.get("scaling"), options.get("sliding_window")
     if query_THD.device.type == "cuda":
         longest = int(options["max_length_q"])
         left = window - 1 if window and window < longest else -1
-        output_THD = varlen_attn(
+        output_THD: Any = varlen_attn(
             query_THD, key_TGD, value_TGD, begins, begins, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=True
         )
     else:
         output_THD = attend_apart(query_THD, key_TGD, value_TGD, begins.tolist(), scale=scale, window=window)
-    return output_THD.unflatten(0, (query_BHTD.shape[0], query_BHTD.shape[2])), None
+    return output_THD.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-def attend_apart(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, begins: list[int], *, scale: float | None, window: int | None) -> Tensor:
+def attend_apart(query: Tensor, key: Tensor, value: Tensor, begins: list[int], *, scale: float | None, window: int | None) -> Tensor:
     """What the kernel computes, one conversation after another: causal attention, within the last `window` tokens where there is one.
+
+    Args:
+        query: (T, H, D)
+        key: (T, G, D)
+        value: (T, G, D)
+        begins: Where each conversation begins, and T.
 
     Returns:
         (T, H, D)
     """
     outputs = []
-    for begin, end in zip(begins, begins[1:], strict=False):
-        query_HTD, key_GTD, value_GTD = (tensor[begin:end].transpose(0, 1) for tensor in (query_THD, key_TGD, value_TGD))
+    for begin, end in itertools.pairwise(begins):
+        query_HTD, key_GTD, value_GTD = (tensor[begin:end].transpose(0, 1) for tensor in (query, key, value))
         seen = None
         if window and window < end - begin:
-            places = torch.arange(end - begin, device=query_THD.device)
+            places = torch.arange(end - begin, device=query.device)
             back = places[:, None] - places
             seen = (back >= 0) & (back < window)
         output_BHTD = F.scaled_dot_product_attention(
@@ -97,7 +107,7 @@ def attend_apart(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, begins: 
     return torch.cat(outputs)
 
 
-def require_computable(module: torch.nn.Module, query_BHTD: Tensor, value_BGTD: Tensor, options: dict[str, Any]) -> None:
+def require_computable(module: torch.nn.Module, query: Tensor, value: Tensor, options: dict[str, Any]) -> None:
     """Raises MachineError where a layer asks for what the kernel doesn't compute, or isn't told where the conversations of a row begin."""
     if options.get("softcap") is not None:
         reason = "caps its attention scores (softcap)"
@@ -105,7 +115,7 @@ def require_computable(module: torch.nn.Module, query_BHTD: Tensor, value_BGTD: 
         reason = "has attention sinks (s_aux)"
     elif options.get("dropout"):
         reason = "drops attention weights (attention_dropout)"
-    elif query_BHTD.shape[-1] != value_BGTD.shape[-1]:
+    elif query.shape[-1] != value.shape[-1]:
         reason = "has heads of two widths"
     elif options.get("cu_seq_lens_q") is None:
         raise MachineError("attention-missing", _refusal(f"{type(module).__name__} is not told where the conversations of a row begin"))
@@ -120,7 +130,9 @@ def refuse_model(config: PretrainedConfig, model_class: type[PreTrainedModel]) -
     if not model_class._supports_flash_attn:
         raise MachineError("attention-missing", _refusal(f"{model_class.__name__} takes no flash kernels"))
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        raise MachineError("attention-missing", _refusal(f"{model_class.__name__} attends in chunks (layer_types), which the kernel does not compute"))
+        raise MachineError(
+            "attention-missing", _refusal(f"{model_class.__name__} attends in chunks (layer_types), which the kernel does not compute")
+        )
 
 
 def _refusal(reason: str) -> str:

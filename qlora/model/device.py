@@ -2,8 +2,12 @@
 
 import operator
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ def set_up_device(hardware: HardwareParams, *, deterministic: bool, processes: i
         processes: How many share the work.
 
     Raises:
-        MachineError: `device: cuda` without a usable GPU.
+        MachineError: `device: cuda` without a usable GPU, or without what Triton compiles its kernels with.
         InputError: another number of processes was launched.
     """
     torch.set_num_threads(hardware.num_threads)
@@ -39,12 +43,30 @@ def set_up_device(hardware: HardwareParams, *, deterministic: bool, processes: i
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     require_gpu(hardware)
     if hardware.device == "cuda":
+        require_compiler()
         torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
         torch.backends.cudnn.allow_tf32 = hardware.tf32
     distributed.join(hardware.device)
     if (launched := distributed.rank_and_size()[1]) != processes:
         raise InputError("processes-differ", f"{launched} process(es) were launched, hardware.num_processes asks for {processes}: run `dvc repro`")
     return torch.device("cuda", torch.cuda.current_device()) if hardware.device == "cuda" else torch.device("cpu")
+
+
+def require_compiler() -> None:
+    """Raises MachineError when Triton could not compile its launcher: TRL's loss needs it at the first update, after the whole baseline."""
+    if find_spec("triton") is None:
+        return
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or shutil.which(compiler) is None:
+        raise MachineError(
+            "compiler-missing", f"the training's loss is compiled here, but there is no C compiler ({compiler or 'gcc'}): `apt-get install gcc`"
+        )
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.is_file():
+        version = sysconfig.get_python_version()
+        raise MachineError(
+            "compiler-missing", f"the training's loss is compiled here, but {header} is missing: `apt-get install python{version}-dev`"
+        )
 
 
 TRAINING_SETTINGS = ("hardware.per_device_train_batch_size", "hardware.activation_checkpointing", "sequence.max_length")

@@ -15,8 +15,11 @@ import torch.distributed as dist
 from qlora.core.errors import LOST_PEERS, MachineError
 from qlora.runtime.signals import LAUNCHER
 
-TURN = timedelta(hours=2)
-"""The longest that one process may take while the others wait for their turn."""
+PATIENCE = timedelta(hours=12)
+"""The longest that processes wait for one another between passes: for one that reads a large model, or answers more than they do. NCCL gives up after
+ten minutes."""
+_waiting: dict[str, dist.ProcessGroup] = {}
+"""A group over gloo, which waits that long."""
 Item = TypeVar("Item")
 
 
@@ -51,7 +54,15 @@ def join(device: str) -> None:
 
 def _leave() -> None:
     if dist.is_available() and dist.is_initialized():
+        _waiting.clear()
         dist.destroy_process_group()
+
+
+def _patient() -> dist.ProcessGroup:
+    """The group that waits, made by all processes together at their first exchange."""
+    if not _waiting:
+        _waiting["group"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _waiting["group"]
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -69,15 +80,14 @@ def is_main_process() -> bool:
 def barrier() -> None:
     """Until every process is here."""
     if rank_and_size()[1] > 1:
-        dist.barrier()
+        dist.barrier(_patient())
 
 
 @contextmanager
 def one_process_at_a_time() -> Iterator[None]:
     """The processes of a machine in turn, where each needs memory that is not there for all at once."""
     turn, turns = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
-    # A group of its own: the default one times out after minutes of silence, and reading a large model takes longer.
-    waiting = dist.new_group(backend="gloo", timeout=TURN) if rank_and_size()[1] > 1 else None
+    waiting = _patient() if rank_and_size()[1] > 1 else None
     for place in range(turns + 1):
         if place == turn:
             yield
@@ -90,7 +100,7 @@ def broadcast(own: Item) -> Item:
     if rank_and_size()[1] == 1:
         return own
     known = [own]
-    dist.broadcast_object_list(known, src=0)
+    dist.broadcast_object_list(known, src=0, group=_patient())
     return known[0]
 
 
@@ -100,7 +110,7 @@ def all_gather(own: Item) -> list[Item]:
     if size == 1:
         return [own]
     found: list[Item] = [own] * size
-    dist.all_gather_object(found, own)
+    dist.all_gather_object(found, own, group=_patient())
     return found
 
 
@@ -108,8 +118,8 @@ def all_reduce_max(own: int) -> int:
     """The highest number that any process gives, to each of them."""
     if rank_and_size()[1] == 1:
         return own
-    number = torch.tensor([own], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    number = torch.tensor([own])
+    dist.all_reduce(number, dist.ReduceOp.MAX, group=_patient())
     return int(number)
 
 

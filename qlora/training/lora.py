@@ -17,7 +17,6 @@ from qlora.model.adapter import CONFIG, WEIGHTS
 from qlora.model.distributed import one_process_at_a_time
 from qlora.model.loading import load_model
 from qlora.params import Params
-from qlora.params.base_model import BaseModelParams
 from qlora.params.lora import LoraParams
 from qlora.training.fsdp import shard_layers
 
@@ -50,18 +49,19 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
         set_seed(values.train.seed)
         model = get_peft_model(base, lora_config(values.lora, base))
         load_init_adapter(model, values.lora)
-        leave_inputs_to_autocast(model, values.base_model)
+        leave_inputs_to_autocast(model, values)
         if is_sharded:
             shard_layers(model, device, offload=values.hardware.offload_params)
     return model
 
 
-def leave_inputs_to_autocast(model: PeftModel, params: BaseModelParams) -> None:
-    """Keep the inputs of adapters in bfloat16.
+def leave_inputs_to_autocast(model: PeftModel, params: Params) -> None:
+    """Keep the inputs of adapters in bfloat16, where that gives the same bits.
 
-    PEFT casts each to the adapter's float32, and autocast casts it back at once: the same bits, after a copy of each layer's input of twice the size.
+    PEFT casts each to the adapter's float32, and autocast casts it back at once, after a copy of each layer's input of twice the size. Dropout is
+    between the two casts. On a CPU it scales by a factor that it rounds to the type of its input, so there the copies stay.
     """
-    if params.dtype == "bfloat16":
+    if params.base_model.dtype == "bfloat16" and (params.hardware.device == "cuda" or params.lora.lora_dropout == 0):
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False

@@ -5,12 +5,11 @@ one forward pass over the longest rows shows what autograd keeps for the backwar
 alone stands in for the fused kernels, which keep queries, keys, values, the output and a number per head and token.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
@@ -19,7 +18,7 @@ from qlora.model import attention
 from qlora.model.loading import layers_of
 from qlora.params import Params
 from qlora.params.base_model import BaseModelParams
-from qlora.training.lora import lora_config
+from qlora.training.lora import leave_inputs_to_autocast, lora_config
 
 GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = 2**29
@@ -128,6 +127,7 @@ def _model(params: Params, config: PretrainedConfig) -> Any:
 
 def _make_fake(model: Any, params: Params) -> None:
     """Fake tensors in place of the model's, in the types that a training has them in."""
+    leave_inputs_to_autocast(model, params)
     # One for one: embeddings and output head may be the same.
     made = {
         id(weight): torch.nn.Parameter(
@@ -140,12 +140,13 @@ def _make_fake(model: Any, params: Params) -> None:
             module._parameters[name] = made[id(weight)] if weight is not None else None
         for name, buffer in module._buffers.items():
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype) if buffer is not None else None
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = params.base_model.dtype != "bfloat16"
         if isinstance(module, torch.nn.Dropout) and params.hardware.device == "cuda":
-            # A GPU keeps a byte for each element; the CPU's dropout, which runs here, keeps a number of the input's type.
-            module.forward = functools.partial(torch.native_dropout, p=module.p, train=True)  # type: ignore[method-assign]
-            module.register_forward_hook(lambda _module, _inputs, outputs: outputs[0])
+            module.forward = _gpu_dropout(module.p)  # type: ignore[method-assign, assignment]
+
+
+def _gpu_dropout(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """It keeps a byte for each element; the CPU's, which would run here, keeps a number of the input's type."""
+    return lambda tensor: torch.native_dropout(tensor, share, train=True)[0]
 
 
 def _bytes(weight: torch.Tensor, base: BaseModelParams, *, quantised: bool) -> int:

@@ -58,7 +58,8 @@ def check_machine(params: Params, config: PretrainedConfig) -> Estimate:
                 f"or choose {attention.NAME!r} or 'sdpa'",
             )
     if base.attn_implementation == attention.NAME:
-        attention.refuse_model(config, AutoModelForCausalLM._model_mapping[type(config)])
+        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        attention.refuse_model(config, model_class)
     needed = estimate(params, config)
     here = memory_bytes(params.hardware)
     if needed.total > here:

@@ -114,6 +114,10 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         if (path := Path(resume_from_checkpoint) / BEST).is_file():
             self.best.best = load_file(path)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        page_states(getattr(self.optimizer, "optimizer", self.optimizer))
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self._batches.append({name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if inputs.get(name) is not None})
         return super().training_step(model, inputs, num_items_in_batch)
@@ -202,6 +206,20 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def validation_losses(self) -> list[tuple[int, float]]:
         return [(entry["step"], entry["eval_loss"]) for entry in self.state.log_history if "eval_loss" in entry]
+
+
+def page_states(optimizer: Any) -> None:
+    """Put the states of a paged optimizer that came from a checkpoint back into memory that can leave the GPU; torch loads them as plain tensors."""
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for weight, state in optimizer.state.items():
+        for name in {"state1", "state2"} & state.keys():
+            if not getattr(state[name], "is_paged", False):
+                paged = optimizer.get_state_buffer(weight, dtype=state[name].dtype)
+                if weight.is_cuda:
+                    # It is filled with zeros by a kernel that may still run.
+                    torch.cuda.synchronize(weight.device)
+                state[name] = paged.copy_(state[name])
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):

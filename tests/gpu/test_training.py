@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import Bench, same_bytes
+from qlora.model import attention
 from qlora.model.attention import attend_apart, varlen_attention
 from qlora.training.checkpoints import Checkpoints
 
@@ -72,7 +73,6 @@ def test_the_kernel_computes_what_the_loop_over_conversations_does(window: int |
 def test_no_pass_builds_a_mask_or_copies_keys_and_values(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What attention is called with on the path that `train` takes."""
     seen: list[dict[str, Any]] = []
-    from qlora.model import attention  # noqa: PLC0415
 
     def spied(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
         seen.append({"query": query, "key": key, "arguments": arguments, **options})
@@ -88,3 +88,13 @@ def test_no_pass_builds_a_mask_or_copies_keys_and_values(bench: Bench, tmp_path:
     assert seen
     assert all(call["key"].shape[1] < call["query"].shape[1] for call in seen)
     assert {call["query"].dtype for call in seen} == {torch.bfloat16}
+
+
+def test_dropout_gives_the_same_bits_in_either_type() -> None:
+    """Which is why the inputs of adapters stay in bfloat16 on a GPU; the CPU rounds its factor."""
+    inputs = torch.randn(3, 1000, 4097, dtype=torch.bfloat16, device=DEVICE)
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(1)
+        found.append(torch.nn.functional.dropout(inputs.to(dtype), 0.05).bfloat16())
+    assert torch.equal(*found) == CUDA

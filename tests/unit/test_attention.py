@@ -88,7 +88,9 @@ def test_the_loop_over_conversations_is_attention_by_its_formula(window: int | N
         start += length
 
 
-def test_a_packed_conversation_is_the_one_alone_in_one_row_and_in_several(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+def test_a_packed_conversation_is_the_one_alone_in_one_row_and_in_several(
+    few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path
+) -> None:
     params = changed(few_steps, base_model__attn_implementation="varlen", lora__lora_dropout=0.0, hardware__per_device_train_batch_size=2)
     trainer = trainer_of(params, adapted(params), tokenizer, examples, [], tmp_path)
     model = trainer.model.double().eval()

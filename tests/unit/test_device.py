@@ -1,9 +1,12 @@
 """No memory is a message, and any other error stays what it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from qlora.core.errors import InputError, MachineError
+from qlora.model import device
 from qlora.model.device import PREDICTION_SETTINGS, TRAINING_SETTINGS, set_up_device, translate_out_of_memory
 from qlora.params import Params
 from qlora.runtime.gpus import require_devices
@@ -48,6 +51,31 @@ def test_each_process_needs_a_gpu_of_its_own(default_params: Params, monkeypatch
         require_devices(default_params.hardware.model_copy(update={"device": "cuda", "num_processes": count}))
     with pytest.raises(MachineError, match=r"\[too-few-gpus\] hardware.num_processes = 3, but torch sees 2 GPU"):
         require_devices(default_params.hardware.model_copy(update={"device": "cuda", "num_processes": 3}))
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("gcc", r"there is no C compiler \(gcc\): `apt-get install gcc`"), ("Python.h", r"Python.h is missing: `apt-get install python3.\d+-dev`")],
+)
+def test_what_the_loss_is_compiled_with_is_missed_before_the_baseline(
+    default_params: Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, words: str
+) -> None:
+    monkeypatch.setattr(device, "require_gpu", lambda _: None)
+    monkeypatch.setattr(device, "find_spec", lambda _: "triton is there")
+    monkeypatch.setattr(device.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(device.shutil, "which", lambda name: None if missing == "gcc" else f"/usr/bin/{name}")
+    hardware = default_params.hardware.model_copy(update={"device": "cuda"})
+    with pytest.raises(MachineError, match=rf"\[compiler-missing\] .*{words}") as caught:
+        device.set_up_device(hardware, deterministic=False)
+    assert caught.value.exit_code == 3
+    # Where nothing is missing, or nothing is compiled.
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
+    device.require_compiler()
+    (tmp_path / "Python.h").unlink()
+    monkeypatch.setattr(device, "find_spec", lambda _: None)
+    device.require_compiler()
 
 
 def test_a_process_too_few_is_refused(default_params: Params) -> None:

@@ -1,16 +1,19 @@
 """Two real processes share the measurement of a test set."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from qlora import params
 from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import MachineError
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.distributed import gather_items
+from qlora.model.distributed import all_gather, all_reduce_max, broadcast, gather_items
 from qlora.model.loading import load_model, load_tokenizer
 from qlora.prediction import test_set
 from qlora.prediction.test_set import Measured
@@ -40,6 +43,20 @@ def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
     in_two_processes(work, tmp_path)
     alone: Any = tuple(measure())
     assert torch.load(tmp_path / "0") == torch.load(tmp_path / "1") == alone
+
+
+def wait(rank: int, folder: Path) -> None:
+    """The second process has more to do than the group's time limit."""
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=1))
+    time.sleep(2.5 * rank)
+    (folder / str(rank)).write_text(str([broadcast(rank), all_gather(rank), all_reduce_max(rank), gather_items({rank: "a"}, 2)]))
+
+
+def test_processes_wait_for_one_that_has_more_to_do(tmp_path: Path) -> None:
+    """NCCL's limit of ten minutes ended a baseline whose processes have unequal answers."""
+    in_two_processes(wait, tmp_path)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "[0, [0, 1], 1, ['a', 'a']]"
 
 
 def test_an_item_that_is_missing_or_too_many_is_noticed() -> None:

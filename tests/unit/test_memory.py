@@ -46,7 +46,7 @@ def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
             module.support_avx512bf16_for_cpu = False
     base.requires_grad_(False)
     model = get_peft_model(base, lora_config(params.lora, base)).train()
-    leave_inputs_to_autocast(model, params.base_model)
+    leave_inputs_to_autocast(model, params)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
