@@ -52,20 +52,21 @@ def minutes(values: Params, flops_per_token: float, card: Card) -> float:
     return ROWS * TOKENS_PER_ROW * flops_per_token / (card.tflops * 1e12 * SHARE * values.hardware.num_processes) / 60
 
 
-def measured(name: str, values: Params, results: Path) -> str:
-    """Tokens a second and peak memory of this set-up on this card, where gpu.py has run on one."""
+def measured(values: Params, results: Path) -> str:
+    """Tokens a second and peak memory of this set-up, and the card on which gpu.py measured them."""
     if not results.exists():
         return "not measured"
-    kind = f"training_{4 if values.base_model.load_in_4bit else 16}bit"
+    rows = values.hardware.per_device_train_batch_size
     how = "checkpointing" if values.hardware.activation_checkpointing else "none recomputed"
-    setup = f"{values.base_model.attn_implementation}, {how}, {values.hardware.per_device_train_batch_size} rows"
+    setup = f"{values.base_model.attn_implementation}, {how}, {rows} row{'s' if rows > 1 else ''}"
+    kind = "training" if values.base_model.load_in_4bit else "training_16bit"
     record: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     if values.base_model.name != "llama3-8b-instruct" or values.sequence.max_length != 3072 or values.hardware.num_processes > 1:
         return "not measured"
     for gpu, entry in record.items():
         found = entry["sections"].get(kind, {}).get(setup, {})
-        if CARDS[name].name.removesuffix(" 80 GB") in gpu and "tokens_per_second" in found:
-            return f"{found['tokens_per_second']:,.0f} tokens/s, {found['peak_gib']} GiB"
+        if "tokens_per_second" in found:
+            return f"{found['tokens_per_second']:,.0f} tokens/s, {found['peak_gib']} GiB on {gpu}"
     return "not measured"
 
 
@@ -88,7 +89,7 @@ def table(results: Path = RESULTS) -> str:
         lines.append(
             f"| `{name}` | {count} x {card.name} | {needed.total / 2**30:.1f} GiB of {card.memory_gb * 1e9 / 2**30:.1f} "
             f"| {needed.weights / 2**30:.1f}, {needed.activations / 2**30:.1f} | {needed.flops_per_token / 1e9:.0f} "
-            f"| {minutes(values, needed.flops_per_token, card):.0f} min | {measured(name, values, results)} |"
+            f"| {minutes(values, needed.flops_per_token, card):.0f} min | {measured(values, results)} |"
         )
     return "\n".join(lines)
 
