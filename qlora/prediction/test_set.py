@@ -70,7 +70,7 @@ def predict(
     nlls = _nlls(model, [row for _, encoding in kept for row in encoding.rows], device, progress=progress)
     asked = [turn for turn in turns if _is_asked(turn, params)]
     prompts = [turn.row.ids[: turn.span[0]] for turn in asked]
-    batches = batches_of(prompts, params.batch_size, most=context - params.max_new_tokens)
+    batches = batches_of(prompts, params.batch_tokens, params.max_new_tokens, context)
     answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
     predictions = []
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
@@ -195,7 +195,7 @@ def _answers(
             stop_ids=stops,
             context=context,
             content_of=template.content_of,
-            done=bar.update,
+            done=lambda made: bar.update(len(made)),
         )
     return gather_items(answered, len(prompts))
 
