@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import describe_machine
-from qlora.training.checkpoints import fingerprint
+from qlora.core.dvc_lock import fingerprint
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
 RESULTS = Path(__file__).parent / "results" / "torture.jsonl"

@@ -16,24 +16,29 @@ import torch
 from transformers import PreTrainedModel
 
 from qlora.core.conversation import Conversation
-from qlora.core.dvc_lock import require_recorded
+from qlora.core.dvc_lock import require_recorded, unfinished_folder
 from qlora.core.files import read_jsonl, write_json, write_jsonl
 from qlora.model.base import BaseModel, open_base_model
 from qlora.model.device import PREDICTION_SETTINGS, peak_memory_bytes, set_up_device, translate_out_of_memory
-from qlora.model.distributed import is_main_process, process_group
+from qlora.model.distributed import all_gather, broadcast, is_main_process, process_group
 from qlora.model.loading import load_model
 from qlora.model.manifest import verified_folder
 from qlora.params import Params
 from qlora.prediction import test_set
+from qlora.prediction.journal import Journal
 from qlora.runtime import command, launcher
-from qlora.runtime.provenance import record_environment
+from qlora.runtime.provenance import describe, record_environment
+from qlora.runtime.signals import stopping_with
 from qlora.runtime.timing import timed
+
+TRACKED = ("base_model", "chat", "predict", "hardware")
 
 
 def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, notes: Path, adapter_folder: Path | None = None) -> None:
-    """Answer the test set with the base model, or with the adapter on it.
+    """Answer the test set with the base model, or with the adapter on it; what an interrupted run of the same finished is reused.
 
     Raises:
+        StoppedError: a signal came; what was finished is kept.
         InputError: params, test set, base model or adapter are wrong, or do not belong together.
         MachineError: no GPU or memory, or another process of this run ended.
     """
@@ -43,16 +48,31 @@ def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, n
     with process_group():
         device = set_up_device(values.hardware, deterministic=False, processes=values.hardware.prediction_processes)
         base = open_base_model(values, manifests)
+        inputs = [test, manifests / f"{values.base_model.name}.json", *filter(None, [adapter_folder])]
         with translate_out_of_memory(PREDICTION_SETTINGS, values):
             model = _model(values, base, device, adapter_folder)
-            with timed(stage, notes, lambda: peak_memory_bytes(device)) as work:
-                found = test_set.predict(model, base.template, conversations, values.predict, device, progress=values.runtime.progress)
-                work.count(turns=len(found.predictions))
-        if is_main_process():
-            write_jsonl(predictions, found.predictions)
-            write_jsonl(predictions.with_name(f"{predictions.stem}_batches.jsonl"), found.batches)
-            write_json(predictions.with_name(f"{predictions.stem}_counts.json"), found.counts)
-            record_environment(notes, stage, device)
+            with _journal(values, stage, inputs, device) as journal:
+                resumable = stopping_with(lambda: f"{journal.summary()} are kept, run again to resume")
+                with resumable, timed(stage, notes, lambda: peak_memory_bytes(device)) as work:
+                    found = test_set.predict(model, base.template, conversations, values.predict, device, journal, progress=values.runtime.progress)
+                    work.count(turns=len(found.predictions) - sum(all_gather(journal.reused_answers)))
+                if is_main_process():
+                    _write(found, predictions)
+                    record_environment(notes, stage, device)
+                    journal.remove()
+
+
+def _journal(values: Params, stage: str, inputs: list[Path], device: torch.device) -> Journal:
+    """Named by all that may change an answer, the kind of machine included: half of the answers of another card would make a third result."""
+    tracked = {name: getattr(values, name).model_dump() for name in TRACKED} | {"data.on_invalid": values.data.on_invalid}
+    named = tracked | {"environment": describe(device)}
+    return Journal(broadcast(unfinished_folder("answers", stage, named, inputs) if is_main_process() else None))
+
+
+def _write(found: test_set.Measured, predictions: Path) -> None:
+    write_jsonl(predictions, found.predictions)
+    write_jsonl(predictions.with_name(f"{predictions.stem}_batches.jsonl"), found.batches)
+    write_json(predictions.with_name(f"{predictions.stem}_counts.json"), found.counts)
 
 
 def _model(values: Params, base: BaseModel, device: torch.device, adapter_folder: Path | None) -> PreTrainedModel:

@@ -201,6 +201,12 @@ def left_behind() -> Iterator[Finding]:
                 f"{folder} holds checkpoints of an interrupted training: a run of the same data, params and code resumes from them, no other does",
                 f"dvc repro   # or, to throw them away: rm -rf {folder}",
             )
+    for folder in Path(".dvc/tmp/answers").glob("*"):
+        if not is_locked(folder / "lock"):
+            yield Finding(
+                f"{folder} holds answers of an interrupted baseline or predict: a run of the same data, params and code resumes from them",
+                f"dvc repro   # or, to throw them away: rm -rf {folder}",
+            )
     downloads = [path for path in Path("data/raw").glob(".*.fetch") if not is_locked(path.with_suffix(".lock"))]
     for folder in downloads:
         name = folder.name[1:].removesuffix(".fetch")

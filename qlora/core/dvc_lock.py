@@ -105,6 +105,20 @@ def listing(folder: Path, root: Path = Path()) -> bytes:
     return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
 
 
+def unfinished_folder(kind: str, stage: str, values: Mapping[str, Any], inputs: Iterable[Path]) -> Path:
+    """Where a stage keeps unfinished work of this kind: named by values, inputs, and the code and packages that dvc.yaml lists for the stage."""
+    code = [path for path in dependencies_of(stage) if path.parts[0] in ("stages", "qlora", "requirements.txt")]
+    return project_root() / ".dvc" / "tmp" / kind / fingerprint(values, [*inputs, *code])
+
+
+def fingerprint(values: Mapping[str, Any], paths: Iterable[Path]) -> str:
+    """16 hex digits over values and the content of files and folders, hashed as DVC hashes them."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in paths:
+        digest.update(f"{path.name} {md5_of(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
 def require_recorded(paths: Iterable[Path]) -> None:
     """What a stage reads is what another stage made. DVC itself looks no further than at a file's time and size.
 

@@ -70,8 +70,16 @@ def require_compiler() -> None:
 
 
 TRAINING_SETTINGS = ("hardware.per_device_train_batch_size", "hardware.activation_checkpointing", "sequence.max_length")
-PREDICTION_SETTINGS = ("predict.batch_size", "predict.max_new_tokens", "base_model.load_in_4bit")
-"""What saves most memory, the most first."""
+PREDICTION_SETTINGS = ("base_model.load_in_4bit", "base_model.dtype", "base_model.attn_implementation")
+"""What saves most memory, the most first. For a batch of answers that does not fit, qlora/prediction/generation.py names a smaller one."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The first line of an error that says that no memory is left; None for any other error."""
+    # The CPU's allocator has no class of its own.
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    return str(error).splitlines()[0].rstrip(".") if str(error) else "no memory is left"
 
 
 @contextmanager
@@ -80,13 +88,10 @@ def translate_out_of_memory(settings: Sequence[str], params: Any) -> Iterator[No
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no class of its own.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        if not (reason := out_of_memory(error)):
             raise
         values = ", ".join(f"{name} (now {operator.attrgetter(name)(params)!r})" for name in settings)
-        raise MachineError(
-            "out-of-memory", f"{str(error).splitlines()[0] if str(error) else 'no memory is left'}. What saves most: {values}."
-        ) from error
+        raise MachineError("out-of-memory", f"{reason}. What saves most: {values}.") from error
 
 
 def peak_memory_bytes(device: torch.device) -> int:

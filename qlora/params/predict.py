@@ -22,8 +22,10 @@ class PredictParams(Section):
     """Which assistant turns are answered, each after its true history. Likelihood is always of all."""
     num_examples: int | None = Field(gt=0)
     """Conversations measured, chosen by the hash that is their id; null: all of the test set."""
-    batch_size: int = Field(gt=0)
-    """Prompts answered together. Speed grows with it, memory too."""
+    batch_tokens: int = Field(gt=0)
+    """Prompts answered together: as many as keep rows x (longest prompt + max_new_tokens) within it; a longer prompt is answered alone. Speed and
+    memory grow with it. Another value can change the last bits of a logit, and so an answer: it is never taken from the machine. `python -m
+    tools.preflight` recommends one."""
     on_too_long: Literal["drop", "error"]
     """A conversation longer than the model's context is left out and counted, or ends the run."""
 

@@ -45,14 +45,15 @@ def _short(value: object) -> str:
     return _REPR.repr(value)
 
 
-_ANSWERS = "max_new_tokens do_sample temperature top_p generation_seeds turns num_examples batch_size on_too_long"
-MOVED = {f"evaluate.{name}": f"predict.{name}" for name in _ANSWERS.split()}
-"""Old names of params with their new ones: what changes answers was split from what only scoring reads."""
+_ANSWERS = "max_new_tokens do_sample temperature top_p generation_seeds turns num_examples on_too_long"
+_BATCHES = "predict.batch_tokens, rows x (longest prompt + max_new_tokens)"
+MOVED = {f"evaluate.{name}": f"predict.{name}" for name in _ANSWERS.split()} | {f"{name}.batch_size": _BATCHES for name in ("evaluate", "predict")}
+"""Old names of params with their new ones: what changes answers was split from what only scoring reads, and batches have a budget of tokens."""
 
 
 def unknown_key(place: str, known: list[str]) -> str:
     if place in MOVED:
-        return f"{place} is now {MOVED[place]}: move it there"
+        return f"{place} is now {MOVED[place]}: " + ("set that" if MOVED[place] == _BATCHES else "move it there")
     return f"{place} is not a parameter" + (_nearest(place, known) or "; known: " + ", ".join(known))
 
 

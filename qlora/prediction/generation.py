@@ -1,4 +1,4 @@
-"""Answers of a model to prompts: batched, sorted by length, cut where a turn ends."""
+"""Answers of a model to prompts: batched by a budget of tokens, sorted by length, cut where a turn ends."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora.core.errors import MachineError
+from qlora.model.device import out_of_memory
 from qlora.params.predict import PredictParams
 
 
@@ -19,15 +21,22 @@ class Answer:
     """Without the one that ended it."""
 
 
-def batches_of(prompts: Sequence[Sequence[int]], batch_size: int, most: int | None = None) -> list[list[int]]:
+def batches_of(prompts: Sequence[Sequence[int]], batch_tokens: int, max_new_tokens: int, context: int | None = None) -> list[list[int]]:
     """Numbers of the prompts that are answered together: the longest first, so that little is padded and memory runs out at once or never.
 
     Args:
-        most: Tokens of a prompt that leaves room for a whole answer; a longer one is answered alone, up to the end of the context. None: all do.
+        batch_tokens: Most tokens of a batch: rows x (longest prompt + max_new_tokens). A prompt that alone exceeds it is answered alone.
+        max_new_tokens: Most tokens of an answer.
+        context: Most tokens of prompt and answer together. A prompt that leaves fewer than max_new_tokens is answered alone. None: no limit.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    alone = [[index] for index in order if most is not None and len(prompts[index]) > most]
-    return alone + [order[start : start + batch_size] for start in range(len(alone), len(order), batch_size)]
+    batches: list[list[int]] = []
+    while order:
+        tokens = len(prompts[order[0]]) + max_new_tokens
+        rows = 1 if context is not None and tokens > context else max(1, batch_tokens // tokens)
+        batches.append(order[:rows])
+        order = order[rows:]
+    return batches
 
 
 def answer_config(params: PredictParams, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> GenerationConfig:
@@ -55,7 +64,7 @@ def generate(
     stop_ids: Sequence[int],
     context: int,
     content_of: Callable[[Sequence[int]], str],
-    done: Callable[[int], object],
+    done: Callable[[dict[int, Answer]], object],
 ) -> dict[int, Answer]:
     """The answers to the prompts of these batches, by the number of the prompt.
 
@@ -68,7 +77,10 @@ def generate(
         stop_ids: Tokens that end an answer.
         context: Most tokens of prompt and answer together.
         content_of: Makes text of an answer's tokens.
-        done: Called with the number of prompts answered, after each batch.
+        done: Called after each batch with its answers, by the number of the prompt.
+
+    Raises:
+        MachineError: no memory is left; the message gives a smaller `predict.batch_tokens`.
     """
     config = answer_config(params, tokenizer, stop_ids)
     # What this config leaves open, generate would take from the model's own: a repetition penalty, say, that no param shows.
@@ -77,10 +89,32 @@ def generate(
     for number, batch in batches.items():
         torch.manual_seed((seed << 20) + number)
         config.max_new_tokens = min(params.max_new_tokens, context - max(len(prompts[index]) for index in batch))
-        new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
-        answers |= {index: answer_of(content_of, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
-        done(len(batch))
+        try:
+            new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not (reason := out_of_memory(error)):
+                raise
+            raise _too_large(reason, len(batch), max(len(prompts[index]) for index in batch), params) from error
+        made = {index: answer_of(content_of, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
+        answers |= made
+        done(made)
     return answers
+
+
+def _too_large(reason: str, rows: int, longest: int, params: PredictParams) -> MachineError:
+    """Half the rows of the batch that failed take half its memory beside the weights."""
+    tokens = longest + params.max_new_tokens
+    batch = f"{reason}. It ran out while {rows} prompt(s) of up to {longest:,} tokens were answered with up to {params.max_new_tokens:,} more."
+    if rows == 1:
+        return MachineError(
+            "out-of-memory",
+            f"{batch} No predict.batch_tokens makes a batch smaller than that: lower predict.max_new_tokens, or set base_model.load_in_4bit to true",
+        )
+    return MachineError(
+        "out-of-memory",
+        f"{batch} predict.batch_tokens is {params.batch_tokens}; half of that batch should fit: "
+        f"`dvc exp run -S predict.batch_tokens={rows // 2 * tokens}` answers with both models in such batches.",
+    )
 
 
 @torch.inference_mode()

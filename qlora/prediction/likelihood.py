@@ -16,7 +16,8 @@ PLACES = 1024
 def turn_nlls(model: torch.nn.Module, encoded: Encoded, device: torch.device) -> list[tuple[float, float]]:
     """For every assistant turn, in nats, the negative log-likelihood of it with its end-of-turn token, and of that token alone.
 
-    One conversation at a time and unpacked, so that no figure depends on a batch; the head runs at supervised places only.
+    One conversation at a time and unpacked, so that no figure depends on a batch; the head runs at supervised places only. Several padded to one
+    length would change the last bits: see docs/design.md for what was measured.
     """
     ids_BT = torch.tensor([encoded.ids], device=device)
     places = [place for start, end in encoded.spans for place in range(start, end)]

@@ -15,6 +15,7 @@ from qlora.model.chat_template import DROPPED, ChatTemplate, Encoded, Encoding
 from qlora.model.distributed import gather_items, rank_and_size
 from qlora.params.predict import PredictParams
 from qlora.prediction.generation import Answer, batches_of, generate
+from qlora.prediction.journal import Journal
 from qlora.prediction.likelihood import turn_nlls
 from qlora.runtime import progress as progress_bars
 
@@ -53,6 +54,7 @@ def predict(
     conversations: Sequence[Conversation],
     params: PredictParams,
     device: torch.device,
+    journal: Journal | None = None,
     *,
     progress: bool,
 ) -> Measured:
@@ -60,18 +62,25 @@ def predict(
 
     Several processes each score some conversations and answer some batches; each returns the whole.
 
+    Args:
+        journal: What an earlier run of the same has finished; it takes what this one does. None: nothing is kept.
+
     Raises:
         InputError: a conversation is longer than the model's context and on_too_long is error, none is left, or a likelihood is not finite.
+        MachineError: no memory is left, or a process of several did not do its part.
     """
     model.eval()
+    journal = journal or Journal()
     context = loading.context_length(model.config)
     kept, counts = _kept(template, conversations, params, context)
     turns = [turn for conversation, encoding in kept for turn in _turns(conversation, encoding)]
-    nlls = _nlls(model, [row for _, encoding in kept for row in encoding.rows], device, progress=progress)
+    nlls = _nlls(model, [row for _, encoding in kept for row in encoding.rows], device, journal, progress=progress)
     asked = [turn for turn in turns if _is_asked(turn, params)]
     prompts = [turn.row.ids[: turn.span[0]] for turn in asked]
-    batches = batches_of(prompts, params.batch_size, most=context - params.max_new_tokens)
-    answers = {seed: iter(_answers(model, template, prompts, batches, params, seed, context, progress=progress)) for seed in params.generation_seeds}
+    batches = batches_of(prompts, params.batch_tokens, params.max_new_tokens, context)
+    answers = {
+        seed: iter(_answers(model, template, prompts, batches, params, seed, context, journal, progress=progress)) for seed in params.generation_seeds
+    }
     predictions = []
     for turn, (nll_sum, stop_nll) in zip(turns, (nll for row in nlls for nll in row), strict=True):
         _require_finite(turn, nll_sum)
@@ -159,15 +168,17 @@ def _fits(conversation: Conversation, encoding: Encoding, context: int, params: 
     return False
 
 
-def _nlls(model: PreTrainedModel, rows: Sequence[Encoded], device: torch.device, *, progress: bool) -> list[list[tuple[float, float]]]:
+def _nlls(
+    model: PreTrainedModel, rows: Sequence[Encoded], device: torch.device, journal: Journal, *, progress: bool
+) -> list[list[tuple[float, float]]]:
     rank, size = rank_and_size()
     own = range(rank, len(rows), size)
-    found = {}
-    with progress_bars.bar("likelihood", total=len(own), unit="conversations", enabled=progress) as bar:
-        for index in own:
-            found[index] = turn_nlls(model, rows[index], device)
+    missing = [index for index in own if index not in journal.nlls]
+    with progress_bars.bar("likelihood", total=len(own), initial=len(own) - len(missing), unit="conversations", enabled=progress) as bar:
+        for index in missing:
+            journal.add_nlls(index, turn_nlls(model, rows[index], device))
             bar.update(1)
-    return gather_items(found, len(rows))
+    return gather_items({index: journal.nlls[index] for index in own}, len(rows))
 
 
 def _answers(
@@ -178,26 +189,34 @@ def _answers(
     params: PredictParams,
     seed: int,
     context: int,
+    journal: Journal,
     *,
     progress: bool,
 ) -> list[Answer]:
     rank, size = rank_and_size()
     own = {number: batches[number] for number in range(rank, len(batches), size)}
+    missing = {number: batch for number, batch in own.items() if any((seed, index) not in journal.answers for index in batch)}
     stops = loading.stop_token_ids(model, template.tokenizer, template.stop_ids)
-    with progress_bars.bar("answers", total=sum(map(len, own.values())), unit="turns", enabled=progress) as bar:
-        answered = generate(
+    # In batches, which take about as long each; turns would not, the long ones being answered first.
+    with progress_bars.bar("answers", total=len(own), initial=len(own) - len(missing), unit="batches", enabled=progress) as bar:
+
+        def done(made: dict[int, Answer]) -> None:
+            journal.add_answers(seed, made)
+            bar.update(1)
+
+        generate(
             model,
             template.tokenizer,
             prompts,
-            own,
+            missing,
             params,
             seed=seed,
             stop_ids=stops,
             context=context,
             content_of=template.content_of,
-            done=bar.update,
+            done=done,
         )
-    return gather_items(answered, len(prompts))
+    return gather_items({index: journal.answers[seed, index] for batch in own.values() for index in batch}, len(prompts))
 
 
 def _answered(answer: Answer | None) -> dict[str, Any]:

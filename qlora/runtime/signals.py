@@ -1,4 +1,4 @@
-"""Signals that stop a training: with a checkpoint, at the end of the current update.
+"""Signals that stop a training, with a checkpoint at the end of the current update, or the making of answers, at once.
 
 Own code because transformers' `enable_jit_checkpoint` lets `train()` return normally half-way, so that DVC would record a half-trained adapter. It
 goes once the Trainer reports that a signal stopped it, on every process.
@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +35,27 @@ def ignore(numbers: Iterable[signal.Signals]) -> None:
     """From now on: what is being cleaned up is not interrupted again."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stopping_with(message: Callable[[], str]) -> Iterator[None]:
+    """While entered, the first signal raises StoppedError with this message, and the others are ignored; without one the handlers are put back."""
+    stopped = False
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        # One Ctrl-C may arrive twice: cleaning up is not interrupted.
+        ignore(SIGNALS)
+        raise StoppedError("stopped", f"{signal.Signals(number).name}: {message()}")
+
+    before = handle(SIGNALS, stop)
+    try:
+        yield
+    finally:
+        if not stopped:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Interruption:

@@ -13,7 +13,6 @@ Own code because the Trainer's checkpoints are neither atomic nor verified: a tr
 resumed without a word. It goes once the Trainer writes them aside, seals them with hashes and refuses foreign ones.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from qlora.core.dvc_lock import dependencies_of, is_committed, md5_of, recorded_outputs
+from qlora.core.dvc_lock import is_committed, recorded_outputs, unfinished_folder
 from qlora.core.errors import MachineError
 from qlora.core.files import json_document, write_json
-from qlora.core.hashing import project_root, sha256_of
+from qlora.core.hashing import sha256_of
 from qlora.model.distributed import barrier, broadcast, is_main_process
 from qlora.runtime.locks import try_lock
 
@@ -44,16 +43,7 @@ PATIENCE_SECONDS = 60
 
 def checkpoint_folder(params: Mapping[str, Any], inputs: Iterable[Path]) -> Path:
     """Where the checkpoints of a training are: a folder named by its params, its inputs, and the code and packages that dvc.yaml lists for it."""
-    code = [path for path in dependencies_of("train") if path.parts[0] in ("stages", "qlora", "requirements.txt")]
-    return project_root() / ".dvc" / "tmp" / "checkpoints" / fingerprint(params, [*inputs, *code])
-
-
-def fingerprint(values: Mapping[str, Any], paths: Iterable[Path]) -> str:
-    """16 hex digits over values and the content of files and folders, hashed as DVC hashes them."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for path in paths:
-        digest.update(f"{path.name} {md5_of(path)}".encode())
-    return digest.hexdigest()[:16]
+    return unfinished_folder("checkpoints", "train", params, inputs)
 
 
 def bytes_written(trainable: int, optim: str, *, keep_best: bool = False) -> int:

@@ -143,6 +143,8 @@ def test_what_killed_runs_left_is_removed(built: Clone) -> None:
     (built.path / ".dvc/tmp/checkpoints/0123456789abcdef/checkpoint-3").mkdir(parents=True)
     (line,) = commands(built)
     assert line.startswith("dvc repro   # or, to throw them away: rm -rf .dvc/tmp/checkpoints/0123456789abcdef")
+    (built.path / ".dvc/tmp/answers/0123456789abcdef").mkdir(parents=True)
+    assert commands(built)[1:] == ["dvc repro   # or, to throw them away: rm -rf .dvc/tmp/answers/0123456789abcdef"]
 
 
 def test_a_base_model_that_is_not_there_is_linked(built: Clone) -> None:

@@ -79,7 +79,7 @@ def test_other_settings_of_runtime_give_the_same_bytes(inside: Clone, tmp_path: 
 
 
 def test_functions_of_runtime_that_do_nothing_give_the_same_bytes(inside: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora.prediction import test_set
+    from qlora.prediction import journal, test_set
     from qlora.training import checkpoints
     from stages import evaluate, predict, prepare, train
 
@@ -110,7 +110,9 @@ def test_functions_of_runtime_that_do_nothing_give_the_same_bytes(inside: Clone,
     for module in (predict, train):
         monkeypatch.setattr(module, "timed", nothing)
     monkeypatch.setattr(train, "Interruption", Nothing)
-    monkeypatch.setattr(checkpoints, "try_lock", lambda _: Nothing())
+    monkeypatch.setattr(predict, "stopping_with", nothing)
+    for module in (checkpoints, journal):
+        monkeypatch.setattr(module, "try_lock", lambda _: Nothing())
     monkeypatch.setattr(test_set.progress_bars, "bar", nothing)
     monkeypatch.setattr(logging.getLogger("qlora"), "disabled", True)
     assert run_all(params.load(Path("params.yaml")), tmp_path / "out") == as_built(inside)

@@ -2,19 +2,25 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
 
 from qlora import params
-from qlora.core.errors import InputError
+from qlora.core import dvc_lock
+from qlora.core.errors import InputError, StoppedError
 from qlora.core.files import read_jsonl, write_jsonl
 from qlora.model import adapter, loading
 from qlora.model.chat_template import ChatTemplate
 from qlora.params import Params
+from qlora.prediction import generation, test_set
+from qlora.runtime.signals import SIGNALS
 from qlora.training.lora import lora_config
 from stages.predict import predict
 from tests.unit.trainings import changed
@@ -27,6 +33,13 @@ ROW = {
 }
 LONG = {**ROW, "id": "2", "messages": [{"role": "user", "content": "Spell cat. " * 400}, {"role": "assistant", "content": "c-a-t"}]}
 FILES = ("tuned.jsonl", "tuned_batches.jsonl", "tuned_counts.json")
+
+
+@pytest.fixture(autouse=True)
+def _unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an unfinished run keeps is in a folder of the test's own."""
+    real = dvc_lock.unfinished_folder
+    monkeypatch.setattr("stages.predict.unfinished_folder", lambda *arguments: tmp_path / "unfinished" / real(*arguments).name)
 
 
 @pytest.fixture
@@ -74,6 +87,75 @@ def test_an_adapter_that_changes_nothing_answers_as_the_base_model(inputs: Path,
     assert json.loads((inputs / "predictions" / "tuned_counts.json").read_bytes())["conversations"] == 1
     for notes in ("environment.json", "throughput.json"):
         assert set(json.loads((inputs / "notes" / notes).read_bytes())) == {"baseline", "predict"}
+
+
+@contextmanager
+def counted(module: Any, name: str, signal_at: int | None = None) -> Iterator[list[int]]:
+    """A list with an entry for each call of a function; a signal comes at one of the calls.
+
+    A stage that a signal stopped ignores further ones: the handlers are put back.
+    """
+    calls: list[int] = []
+    real, handlers = getattr(module, name), {number: signal.getsignal(number) for number in SIGNALS}
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == signal_at:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, call)
+        yield calls
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def asked(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Spell cat." + "?" * number}, {"role": "assistant", "content": "c-a-t"}]
+    return {**ROW, "id": str(number), "messages": messages}
+
+
+def predicted(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_a_stopped_run_resumes_to_the_same_bytes(inputs: Path, values: Params, sampled: bool) -> None:
+    write_jsonl(inputs / "test.jsonl", [asked(number) for number in range(6)])
+    # Some of the short prompts share a batch.
+    values = changed(values, predict__batch_tokens=60, predict__do_sample=sampled, predict__temperature=3.0)
+    values = changed(values, predict__generation_seeds=[3, 4] if sampled else [0])
+    answer(values, inputs, "base")
+    whole = predicted(inputs)
+    batches = len(read_jsonl(inputs / "predictions/base_batches.jsonl")) * (2 if sampled else 1)
+    assert 2 < batches < (12 if sampled else 6)
+    shutil.rmtree(inputs / "predictions")
+    with counted(test_set, "turn_nlls", 5), pytest.raises(StoppedError, match=r"SIGTERM: 4 likelihood\(s\) and 0 answer\(s\) are kept, run again to"):
+        answer(values, inputs, "base")
+    with counted(test_set, "turn_nlls") as scored, counted(generation, "_generate_batch", 3):
+        with pytest.raises(StoppedError, match=r"SIGTERM: 6 likelihood\(s\) and [2-4] answer\(s\) are kept"):
+            answer(values, inputs, "base")
+        assert len(scored) == 2
+    assert not (inputs / "predictions").exists()
+    with counted(test_set, "turn_nlls") as scored, counted(generation, "_generate_batch") as answered:
+        answer(values, inputs, "base")
+        assert (len(scored), len(answered)) == (0, batches - 2)
+    assert predicted(inputs) == whole
+    assert list((inputs.parent / "unfinished").iterdir()) == [], "another run makes all of it"
+
+
+@pytest.mark.parametrize("change", ["batch_tokens", "test set"])
+def test_another_run_takes_nothing_of_one_that_was_stopped(inputs: Path, values: Params, change: str) -> None:
+    with counted(generation, "_generate_batch", 1), pytest.raises(StoppedError, match="1 likelihood"):
+        answer(values, inputs, "base")
+    if change == "test set":
+        write_jsonl(inputs / "test.jsonl", [{**ROW, "category": "other"}])
+    else:
+        values = changed(values, predict__batch_tokens=values.predict.batch_tokens + 1)
+    with counted(test_set, "turn_nlls") as scored:
+        answer(values, inputs, "base")
+        assert len(scored) == 1
 
 
 def without_adapter(folder: Path) -> None:

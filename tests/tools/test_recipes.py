@@ -68,6 +68,9 @@ def test_a_recipe_with_an_unknown_key_or_value_is_refused(tmp_path: Path) -> Non
     overlay.write_text("train:\n  learning_rat: 1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"\[recipe-key\] .*sets train\.learning_rat"):
         recipes.compose(PARAMS, overlay)
+    overlay.write_text("predict:\n  batch_size: 16\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"predict\.batch_size, which is now predict\.batch_tokens, rows x"):
+        recipes.compose(PARAMS, overlay)
     overlay.write_text("train:\n  learning_rate: fast\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"train\.learning_rate = 'fast' is not allowed"):
         recipes.compose(PARAMS, overlay)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlora.core.dvc_lock import md5_of
+from qlora.core.dvc_lock import fingerprint, md5_of
 from qlora.core.errors import MachineError
 from qlora.runtime.locks import is_locked
 from qlora.training import checkpoints as module
@@ -210,8 +210,8 @@ def test_a_fingerprint_depends_on_every_value_and_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("1", encoding="utf-8")
     values: dict[str, Any] = {"train": {"seed": 1}}
-    before = module.fingerprint(values, [path])
-    assert before == module.fingerprint(dict(values), [path])
-    assert before != module.fingerprint({"train": {"seed": 2}}, [path])
+    before = fingerprint(values, [path])
+    assert before == fingerprint(dict(values), [path])
+    assert before != fingerprint({"train": {"seed": 2}}, [path])
     path.write_text("2", encoding="utf-8")
-    assert before != module.fingerprint(values, [path])
+    assert before != fingerprint(values, [path])

@@ -30,8 +30,10 @@ def measure() -> Measured:
         Conversation(str(number), "c", [Message(role="user", content=f"{number}+2?" + "?" * number), Message(role="assistant", content=str(number))])
         for number in range(7)
     ]
-    predict = values.predict.model_copy(update={"max_new_tokens": 4, "batch_size": 2, "do_sample": True, "temperature": 2.0})
-    return test_set.predict(model, template, conversations, predict, device, progress=False)
+    predict = values.predict.model_copy(update={"max_new_tokens": 4, "batch_tokens": 70, "do_sample": True, "temperature": 2.0})
+    found = test_set.predict(model, template, conversations, predict, device, progress=False)
+    assert len(found.batches) > 2, "there is something to share"
+    return found
 
 
 def work(rank: int, folder: Path) -> None:

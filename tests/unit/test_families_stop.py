@@ -45,7 +45,7 @@ def test_greedy_answers_end_by_themselves(default_params: Params, name: str, val
         model,
         tokenizer,
         prompts,
-        dict(enumerate(batches_of(prompts, 8))),
+        dict(enumerate(batches_of(prompts, 1000, 40))),
         changed(default_params, predict__max_new_tokens=40).predict,
         seed=0,
         stop_ids=stop_token_ids(model, tokenizer, template.stop_ids),

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 import torch
 
+from qlora.core.errors import MachineError
 from qlora.model.chat_template import ChatTemplate
 from qlora.params import Params
+from qlora.prediction import generation
 from qlora.prediction.generation import batches_of, generate
 
 
@@ -20,20 +22,24 @@ def ask(
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\nResult.\n", add_special_tokens=False)] for text in texts]
     stops = [tokenizer.convert_tokens_to_ids(stop)]
     values = params.predict.model_copy(update={"max_new_tokens": 12, **changes})
-    done: list[int] = []
-    batches = dict(enumerate(batches_of(prompts, values.batch_size, most=context - values.max_new_tokens)))
+    done: list[Any] = []
+    batches = dict(enumerate(batches_of(prompts, values.batch_tokens, values.max_new_tokens, context)))
     answers = generate(
         model, tokenizer, prompts, batches, values, seed=seed, stop_ids=stops, context=context, content_of=reader(tokenizer), done=done.append
     )
-    assert sum(done) == len(texts)
+    assert {index: answer for made in done for index, answer in made.items()} == answers
+    assert len(done) == len(batches)
     return [(answers[place].text, answers[place].stopped) for place in range(len(texts))]
 
 
 def test_the_longest_prompts_are_answered_first_and_each_once() -> None:
     prompts = [[0] * length for length in (3, 5, 1, 5, 2)]
-    assert batches_of(prompts, 2) == [[1, 3], [0, 4], [2]]
-    assert batches_of([], 2) == []
-    assert batches_of(prompts, 2, most=2) == [[1], [3], [0], [4, 2]], "without room for a whole answer a prompt is alone"
+    # Two of 5 + 1 tokens are 12, and three of 3 + 1.
+    assert batches_of(prompts, 12, 1) == [[1, 3], [0, 4, 2]]
+    assert batches_of(prompts, 11, 1) == [[1], [3], [0, 4], [2]]
+    assert batches_of(prompts, 1, 1) == [[1], [3], [0], [4], [2]], "a prompt that alone exceeds the budget is answered alone"
+    assert batches_of([], 12, 1) == []
+    assert batches_of(prompts, 12, 1, context=3) == [[1], [3], [0], [4, 2]], "without room for a whole answer a prompt is alone"
 
 
 TEXTS = ['Spell "velat".', "What is 20 + 22?", 'Say "mo" twice.', 'What is the first letter of "dunar"?', "What number comes after 345?"]
@@ -50,9 +56,44 @@ def test_the_models_own_generation_settings_change_no_answer(tiny_model: Any, to
     assert ask(tiny_model, tokenizer, TEXTS, default_params) == expected
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_answers_do_not_depend_on_the_batch(tiny_model: Any, tokenizer: Any, default_params: Params, batch_size: int) -> None:
-    assert ask(tiny_model, tokenizer, TEXTS, default_params, batch_size=batch_size) == ask(tiny_model, tokenizer, TEXTS, default_params)
+@pytest.mark.parametrize("batch_tokens", [1, 70, 140])
+def test_answers_do_not_depend_on_the_batch(tiny_model: Any, tokenizer: Any, default_params: Params, batch_tokens: int) -> None:
+    assert ask(tiny_model, tokenizer, TEXTS, default_params, batch_tokens=batch_tokens) == ask(tiny_model, tokenizer, TEXTS, default_params)
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "said"),
+    [
+        # Two prompts of 21 + 12 tokens fill 80, one of them takes 33.
+        (80, r"2 prompt\(s\) of up to 21 tokens were answered with up to 12 more.* is 80; half .*`dvc exp run -S predict.batch_tokens=33`"),
+        (1, r"1 prompt\(s\) of up to 21 tokens .*No predict.batch_tokens makes a batch smaller than that: lower predict.max_new_tokens"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried.\nmore"), RuntimeError("can't allocate memory: 9 bytes"), MemoryError()]
+)
+def test_a_batch_without_memory_names_a_budget_that_should_fit(
+    tiny_model: Any, tokenizer: Any, default_params: Params, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, said: str, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(generation, "_generate_batch", fail)
+    with pytest.raises(MachineError, match=said) as caught:
+        ask(tiny_model, tokenizer, TEXTS, default_params, batch_tokens=batch_tokens)
+    assert (caught.value.code, caught.value.exit_code) == ("out-of-memory", 3)
+    assert "\nmore" not in caught.value.message
+
+
+def test_an_error_that_is_not_about_memory_is_let_through(
+    tiny_model: Any, tokenizer: Any, default_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(generation, "_generate_batch", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        ask(tiny_model, tokenizer, TEXTS, default_params)
 
 
 def test_an_answer_is_cut_at_max_new_tokens_and_says_so(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
@@ -84,7 +125,8 @@ def test_the_stop_tokens_are_the_templates_and_the_models(tiny_model: Any, token
 def test_a_drawn_answer_does_not_depend_on_which_other_batches_a_process_answers(tiny_model: Any, tokenizer: Any, default_params: Params) -> None:
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(f"Task.\n{text}\n", add_special_tokens=False)] for text in TEXTS]
     values = default_params.predict.model_copy(update={"do_sample": True, "temperature": 3.0, "top_p": 1.0, "max_new_tokens": 8})
-    batches = dict(enumerate(batches_of(prompts, 2)))
+    batches = dict(enumerate(batches_of(prompts, 50, values.max_new_tokens)))
+    assert len(batches) > 2
 
     def drawn(own: dict[int, list[int]]) -> dict[int, str]:
         made = generate(
@@ -113,7 +155,7 @@ def test_a_model_that_has_no_place_beyond_its_context_is_not_asked_for_one(token
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0)
     prompts = [[5] * 30, [6] * 4, [7] * 9]
     values = default_params.predict.model_copy(update={"max_new_tokens": 20})
-    batches = dict(enumerate(batches_of(prompts, 3, most=32 - 20)))
+    batches = dict(enumerate(batches_of(prompts, 90, 20, context=32)))
     answers = generate(
         GPT2LMHeadModel(config).eval(),
         tokenizer,

@@ -220,7 +220,14 @@ def test_what_is_answered_and_what_is_scored_are_two_sections(tmp_path: Path, se
     assert (f"evaluate.{key} is now predict.{key}" if other == "evaluate" else f"{other}.{key} is not a parameter") in found
 
 
-@pytest.mark.parametrize(("key", "value"), [("generation_seeds", []), ("generation_seeds", [1, 1]), ("batch_size", 0), ("turns", "first")])
+@pytest.mark.parametrize("section", ["evaluate", "predict"])
+def test_the_old_size_of_a_batch_of_answers_is_told_the_budget(tmp_path: Path, section: str) -> None:
+    found = message(edited(tmp_path, (section, "batch_size", 32)))
+    assert f"{section}.batch_size is now predict.batch_tokens, rows x (longest prompt + max_new_tokens): set that" in found
+    assert "1 mistake(s)" in found
+
+
+@pytest.mark.parametrize(("key", "value"), [("generation_seeds", []), ("generation_seeds", [1, 1]), ("batch_tokens", 0), ("turns", "first")])
 def test_how_answers_are_made_is_checked(tmp_path: Path, key: str, value: object) -> None:
     assert f"{key} = {value!r}" in message(edited(tmp_path, ("predict", key, value)))
 
