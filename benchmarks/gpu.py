@@ -243,18 +243,21 @@ def matrix_products(bench: Bench) -> Results:
 
 
 def training(bench: Bench) -> Results:
-    """QLoRA: attention, activation checkpointing, rows per pass."""
-    for attention, checkpointing, rows in (
-        ("varlen", True, 2),
-        ("varlen", True, 8),
-        ("varlen", False, 2),
-        ("varlen", True, 1),
-        ("sdpa", True, 1),
-        ("flex_attention", True, 2),
-        *((("flash_attention_2", True, 1),) if importlib.util.find_spec("flash_attn") else ()),
-    ):
-        if not bench.cuda and attention not in ("varlen", "sdpa"):
-            continue
+    """QLoRA: activation checkpointing and rows per pass, beside masked sdpa."""
+    return trainings(
+        bench, ("varlen", True, 2), ("varlen", True, 8), ("varlen", False, 2), ("varlen", True, 1), ("varlen", False, 1), ("sdpa", True, 1)
+    )
+
+
+def other_attention(bench: Bench) -> Results:
+    """The recipe's training by the other kernels for packed rows, where they are installed."""
+    installed = (("flash_attention_2", True, 2),) if importlib.util.find_spec("flash_attn") else ()
+    return trainings(bench, *((("flex_attention", True, 2), *installed) if bench.cuda else ()))
+
+
+def trainings(bench: Bench, *variants: tuple[str, bool, int]) -> Results:
+    """In 4 bits, by attention, activation checkpointing and rows a pass."""
+    for attention, checkpointing, rows in variants:
         values = {
             "base_model__attn_implementation": attention,
             "hardware__activation_checkpointing": checkpointing,
@@ -464,7 +467,7 @@ def loading_time(bench: Bench) -> Results:
 
 SECTIONS: dict[str, Callable[[Bench], Results]] = {
     section.__name__: section
-    for section in (matrix_products, loading_time, training, plain_trl, deterministic, answers, within_24_gb, training_16bit, resume)
+    for section in (matrix_products, loading_time, training, plain_trl, deterministic, answers, resume, training_16bit, within_24_gb, other_attention)
 }
 """In the order of their worth."""
 

@@ -288,7 +288,7 @@ def one_gpu(name: str, sections: dict[str, Record]) -> Subject:
     rows = [Row("products of large bfloat16 matrices", Figure(limit, " TFLOP/s"), "the limit of what follows")] if limit else []
     trainings = {
         f"{words}, {setup}": entry
-        for section, words in (("training", "4 bits"), ("training_16bit", "16 bits"))
+        for section, words in (("training", "4 bits"), ("training_16bit", "16 bits"), ("other_attention", "4 bits"))
         for setup, entry in ran(sections, section).items()
     }
     rows += [Row(f"training, {setup}", rate(entry), beside(entry, limit), h200_goal(name, setup)) for setup, entry in trainings.items()]
@@ -347,7 +347,7 @@ def estimates(sections: dict[str, Record]) -> list[Row]:
     """The estimate that is farthest from the measured peak."""
     found = [
         (100 * abs(entry["estimate_to_peak"] - 1), f"{setup}: {number(entry['estimated_gib'])} GiB estimated, {number(entry['peak_gib'])} taken")
-        for section in ("training", "training_16bit", "within_24_gb")
+        for section in ("training", "training_16bit", "within_24_gb", "other_attention")
         for setup, entry in ran(sections, section).items()
         if "estimate_to_peak" in entry
     ]
