@@ -90,7 +90,7 @@ def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         train__batch_size=preflight.of_recipe(name).train.batch_size // preflight.of_recipe(name).hardware.num_processes,
         train__max_steps=2,
         train__logging_steps=1,
-        sequence__max_length=512,
+        sequence__max_length=192,
         runtime__progress=False,
     )
     manifests = tmp_path / "models" / "base"
