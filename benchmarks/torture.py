@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,12 +72,17 @@ def code() -> str:
     return fingerprint({}, (file for path in found for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))))
 
 
+def unrun(path: Path) -> Clone:
+    """A checkout in which nothing ran: a training of some seconds with several checkpoints."""
+    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
+    return new_clone(path, RECIPE, raw)
+
+
 def references(folder: Path, settings: Sequence[str]) -> dict[str, Reference]:
     """For each setting a checkout in which nothing ran, and what a run that was left alone makes there."""
     found = {}
     for name in settings:
-        raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
-        clone = new_clone(folder / name, RECIPE, raw)
+        clone = unrun(folder / name)
         clone.set(**SETTINGS[name])
         clone.commit("settings")
         shutil.copytree(clone.path, folder / f"{name}-pristine", symlinks=True)
@@ -114,20 +119,21 @@ def until_quiet(folder: Path, why: str, seconds: float) -> None:
 
 
 class Trial:
-    def __init__(self, number: int, seed: int, all_references: dict[str, Reference], folder: Path) -> None:
+    def __init__(self, number: int, seed: int, all_references: Mapping[str, Reference], folder: Path, most_kills: int = KILLS_A_TRIAL) -> None:
         self.rng = random.Random(f"{seed} {number}")
         self.settings = self.rng.choice(list(all_references))
         self.mode = self.rng.choice(list(COMMANDS))
         self.reference = all_references[self.settings]
         self.clone = Clone(folder / f"trial-{number}")
         self.log = folder / f"trial-{number}.log"
+        self.most_kills = most_kills
         self.record: dict[str, Any] = {"trial": number, "seed": seed, "settings": self.settings, "command": COMMANDS[self.mode], "kills": []}
 
     def run(self) -> dict[str, Any]:
         shutil.copytree(self.reference.pristine, self.clone.path, symlinks=True)
         (self.clone.path / EDITED).write_text(f"edited before trial {self.record['trial']}\n", encoding="utf-8")
         try:
-            for _ in range(KILLS_A_TRIAL):
+            for _ in range(self.most_kills):
                 if self._attempt(killed=True):
                     break
                 self._recover()
@@ -251,8 +257,20 @@ class Trial:
             raise Failure(f"dvc status: {status}")
 
 
-def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path, settings: Sequence[str] = tuple(SETTINGS)) -> Counter[str]:
-    """Trials, each with one of the settings, until there are so many kills or the time is over; what they ended in, and `kills`."""
+def torture(
+    kills: int,
+    minutes: float,
+    seed: int,
+    jobs: int,
+    results: Path,
+    made: Mapping[str, Reference] | None = None,
+    kills_a_trial: int = KILLS_A_TRIAL,
+) -> Counter[str]:
+    """Trials, each with one of the settings, until there are so many kills or the time is over; what they ended in, and `kills`.
+
+    Args:
+        made: References by their settings, where they are there already; made here for all settings otherwise.
+    """
     known = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     this = code()
     done = [record for record in known if record["seed"] == seed and record.get("code") == this]
@@ -269,12 +287,12 @@ def torture(kills: int, minutes: float, seed: int, jobs: int, results: Path, set
     if counts["kills"] >= kills:
         return counts
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(jobs) as pool:
-        made = references(Path(folder), settings)
+        made = made or references(Path(folder), tuple(SETTINGS))
         kept = Path(tempfile.gettempdir()) / "torture-failures"
         while counts["kills"] < kills and time.monotonic() < deadline:
             numbers = range(next_number, next_number + jobs)
             next_number += jobs
-            for record in pool.map(lambda number: Trial(number, seed, made, Path(folder)).run(), numbers):
+            for record in pool.map(lambda number: Trial(number, seed, made, Path(folder), kills_a_trial).run(), numbers):
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**record, "code": this, "machine": describe_machine()}) + "\n")
                 count(record)

@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     others = [item for item in items if item.path not in files]
     middle = len(others) // 2
     items[:] = [*halves[0], *others[:middle], *halves[1], *others[middle:]]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end. The collector, which every training calls, and every forked process need not walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

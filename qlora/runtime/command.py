@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import inspect
 import os
 import signal
@@ -70,6 +71,9 @@ def run(main: Callable[[], None]) -> None:
     """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
     handle(SIGNALS, _raise_stopped)
     log.configure()
+    # What was imported until now is never garbage.
+    gc.freeze()
+    gc.enable()
     try:
         main()
         if LAUNCHER in os.environ:

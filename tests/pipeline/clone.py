@@ -26,6 +26,8 @@ ENVIRONMENT = {
     # Threads that wait leave the core to the tests beside them.
     "GOMP_SPINCOUNT": "0",
 }
+TRIED = "dvc exp run -S train.learning_rate=2e-5"
+"""The experiment that was run in the clones of the fixture `tried`."""
 
 
 @dataclass

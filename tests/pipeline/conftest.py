@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.torture import unrun
 from tests.helpers import once
-from tests.pipeline.clone import Clone, new_clone, tiny_rows
+from tests.pipeline.clone import TRIED, Clone, new_clone, ran, tiny_rows
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +30,51 @@ def built(_built: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
+@pytest.fixture(scope="session")
+def _tried(_built: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The built clone after an experiment, which README.md has word for word but for its name; changed by no test."""
+
+    def experiment(path: Path) -> None:
+        shutil.copytree(_built.path, path, symlinks=True)
+        output = Clone(path).run("dvc", "exp", "run", "--name", "slower", *TRIED.removeprefix("dvc exp run ").split())
+        assert ran(output) == {"train", "predict", "evaluate"}
+
+    return Clone(once(tmp_path_factory, "tried", experiment))
+
+
+@pytest.fixture
+def tried(_tried: Clone, tmp_path: Path) -> Clone:
+    """A copy of the clone with an experiment, free to be changed."""
+    shutil.copytree(_tried.path, tmp_path / "tried", symlinks=True)
+    return Clone(tmp_path / "tried")
+
+
 @pytest.fixture
 def inside(built: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
     """The built clone, in which the test itself works, without a network."""
     monkeypatch.chdir(built.path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return built
+
+
+@pytest.fixture(scope="session")
+def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone of benchmarks/torture.py in which what comes before the training ran; changed by no test."""
+
+    def make(path: Path) -> None:
+        clone = unrun(path)
+        clone.repro("baseline")
+        clone.commit("before training")
+
+    return Clone(once(tmp_path_factory, "before-training", make))
+
+
+@pytest.fixture(scope="session")
+def whole_training(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Such a clone after a training that nothing stopped; changed by no test."""
+
+    def train(path: Path) -> None:
+        shutil.copytree(before_training.path, path, symlinks=True)
+        assert Clone(path).repro("train") == {"train"}
+
+    return Clone(once(tmp_path_factory, "whole", train))

@@ -7,11 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.clone import Clone, new_clone, tiny_rows
+from qlora import params
+from qlora.core.errors import InputError
+from stages.predict import predict
+from stages.train import train
+from tests.pipeline.clone import Clone
 
 RAW = "data/raw/micro/train.jsonl"
 PREPARE = "python -m stages.prepare --prepared data/prepared --report reports/prepare.json --notes metrics"
 BASELINE = "python -m stages.predict --test data/prepared/test.jsonl --manifests models/base --predictions p --notes n"
+
+
+def baseline() -> None:
+    """The stage by hand, in this process and in the clone that it works in."""
+    values = params.load(Path("params.yaml"))
+    predict(values, test=Path("data/prepared/test.jsonl"), manifests=Path("models/base"), predictions=Path("p"), notes=Path("n"))
 
 
 def raw(content: bytes) -> Callable[[Clone], None]:
@@ -139,10 +149,18 @@ def test_a_stage_by_hand_before_its_inputs_names_what_is_missing(built: Clone) -
     assert "status 2" in output
 
 
-def test_rows_longer_than_the_models_context_are_refused(built: Clone) -> None:
-    built.set(sequence__max_length=513)
-    output = built.run("dvc", "repro", "train", fails=True)
-    assert "[sequence-context] sequence.max_length = 513 exceeds the base model's context of 512 tokens" in output
+def test_rows_longer_than_the_models_context_are_refused(inside: Clone) -> None:
+    inside.set(sequence__max_length=513)
+    made = {name: Path("made") / name for name in ("adapter_folder", "report", "metrics", "notes")}
+    with pytest.raises(InputError, match=r"\[sequence-context\] sequence.max_length = 513 exceeds the base model's context of 512 tokens"):
+        train(
+            params.load(Path("params.yaml")),
+            train=Path("data/prepared/train.jsonl"),
+            validation=Path("data/prepared/validation.jsonl"),
+            manifests=Path("models/base"),
+            **made,
+        )
+    assert not Path("made").exists()
 
 
 def test_a_training_that_diverges_publishes_nothing(built: Clone) -> None:
@@ -171,19 +189,14 @@ def test_no_gpu_is_exit_code_3_at_once(built: Clone) -> None:
     assert "tiny-cpu" in output
 
 
-def test_a_model_without_manifest_says_how_to_pin_it(built: Clone) -> None:
-    built.set(base_model__name="absent")
-    built.run("dvc", "repro", "baseline", fails=True)
-    output = built.run(*BASELINE.split(), fails=True)
-    assert "[base-model-unpinned]" in output
-    assert "tools.pin absent --path DIR" in output
+def test_a_model_without_manifest_says_how_to_pin_it(inside: Clone) -> None:
+    inside.set(base_model__name="absent")
+    inside.run("dvc", "repro", "baseline", fails=True)
+    with pytest.raises(InputError, match=r"\[base-model-unpinned\].*tools.pin absent --path DIR"):
+        baseline()
 
 
-def test_a_project_without_embedded_weights_names_the_command(tmp_path: Path) -> None:
-    clone = new_clone(
-        tmp_path, Path(__file__).with_name("micro.yaml"), {RAW: tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 8)}
-    )
-    shutil.rmtree(clone.path / "models/base/tiny")
-    output = clone.run("dvc", "repro", "baseline", fails=True)
-    assert "[base-model-missing]" in output
-    assert "tools.pin tiny --path DIR" in output
+def test_a_project_without_embedded_weights_names_the_command(inside: Clone) -> None:
+    shutil.rmtree("models/base/tiny")
+    with pytest.raises(InputError, match=r"\[base-model-missing\].*tools.pin tiny --path DIR"):
+        baseline()

@@ -2,36 +2,39 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers import ended_queue, overlapping, queue_tasks, start_queue
-from tests.pipeline.clone import Clone, new_clone, tiny_rows
+from tests.pipeline.clone import Clone
 
 HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_a_grid_by_two_workers(tmp_path: Path) -> None:
+def test_a_grid_by_two_workers(built: Clone, tmp_path: Path) -> None:
     """One test: two processes of a test run would build the grid twice, or wait for each other."""
-    grid = grid_of_two(tmp_path / "grid")
+    grid = grid_of_two(built, tmp_path / "weights")
     require_one_stage_at_a_time_on_a_gpu(grid)
     require_ranked_results(grid)
     require_that_another_clone_applies_one_and_runs_nothing(grid, tmp_path)
 
 
-def grid_of_two(folder: Path) -> Clone:
-    """A clone with two pretended GPUs in which a grid of two ran."""
-    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 14)}
-    clone = new_clone(folder, HERE / "micro.yaml", raw)
+def grid_of_two(clone: Clone, weights: Path) -> Clone:
+    """The built clone with two pretended GPUs and its base model behind a link that Git ignores, in which a grid of two ran."""
     with (clone.path / "qlora/runtime/launcher.py").open("a", encoding="utf-8") as file:
         file.write((HERE / "pretended_gpus.txt").read_text(encoding="utf-8"))
-    clone.set(hardware__device="cuda")
     clone.environment.update(CUDA_VISIBLE_DEVICES="GPU-5a,GPU-7b")
-    clone.repro()
-    clone.commit("built")
+    model = clone.path / "models/base/tiny"
+    shutil.move(model, weights)
+    model.symlink_to(weights, target_is_directory=True)
+    clone.run("git", "rm", "--quiet", "-r", "--cached", "models/base/tiny")
+    clone.commit("two GPUs, and weights elsewhere")
+    assert clone.run("git", "ls-files", "models/base/tiny") == "", "copies of the workspace have neither weights nor link"
+    assert clone.changed() == {}
     clone.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.001,0.004", "-S", "lora.r=4")
     assert queue_tasks(clone) == ["Queued"] * 2
     start_queue(clone, 2)
@@ -48,7 +51,7 @@ def experiments(clone: Clone) -> dict[str, dict[str, Any]]:
 def require_one_stage_at_a_time_on_a_gpu(grid: Clone) -> None:
     log = grid.path / ".dvc/tmp/intervals"
     intervals = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
-    assert sorted(module for *_, module in intervals) == ["stages.predict"] * 4 + ["stages.train"] * 3
+    assert sorted(module for *_, module in intervals) == ["stages.predict"] * 2 + ["stages.train"] * 2
     assert overlapping(log) == []
     assert {name for _, _, name, _ in intervals} == {"GPU-5a", "GPU-7b"}
     pairs = itertools.combinations([(float(began), float(ended)) for began, ended, *_ in intervals], 2)
@@ -70,7 +73,8 @@ def require_ranked_results(grid: Clone) -> None:
 
 
 def require_that_another_clone_applies_one_and_runs_nothing(grid: Clone, tmp_path: Path) -> None:
-    name = min(experiments(grid))
+    found = experiments(grid)
+    name = min(found)
     grid.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "git"))
     two = Clone(tmp_path / "two", {**grid.environment})
     grid.run("git", "push", "--quiet", str(tmp_path / "git"), "main")
@@ -85,8 +89,8 @@ def require_that_another_clone_applies_one_and_runs_nothing(grid: Clone, tmp_pat
     two.run("dvc", "pull")
     assert two.repro() == set()
     assert "up to date" in two.run("dvc", "status")
-    assert experiments(two)[name]["outs"] == experiments(grid)[name]["outs"]
-    rank = experiments(grid)[name]["params"]["params.yaml"]["data"]["lora"]["r"]
+    assert experiments(two)[name]["outs"] == found[name]["outs"]
+    rank = found[name]["params"]["params.yaml"]["data"]["lora"]["r"]
     assert two.json("models/adapter/adapter_config.json")["r"] == rank
     two.run("git", "stash", "--quiet", "--include-untracked")
     two.run("dvc", "exp", "branch", name, "chosen")

@@ -13,33 +13,16 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks.torture import RECIPE, processes
+from benchmarks.torture import processes
 from qlora.runtime.signals import SIGNALS, Interruption
 from tests.helpers import once
-from tests.pipeline.clone import Clone, new_clone, ran, tiny_rows
-
-
-def _before(path: Path) -> None:
-    raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
-    clone = new_clone(path, RECIPE, raw)
-    clone.repro("baseline")
-    clone.commit("before training")
+from tests.pipeline.clone import Clone, ran
 
 
 @pytest.fixture(scope="module")
-def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return Clone(once(tmp_path_factory, "before-training", _before))
-
-
-@pytest.fixture(scope="module")
-def expected(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(whole_training: Clone) -> dict[str, bytes]:
     """What a training makes that nothing stops."""
-
-    def train(path: Path) -> None:
-        shutil.copytree(before_training.path, path, symlinks=True)
-        assert Clone(path).repro("train") == {"train"}
-
-    return Clone(once(tmp_path_factory, "whole", train)).outputs()
+    return whole_training.outputs()
 
 
 @pytest.fixture
@@ -92,18 +75,27 @@ TOKENS = dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone: Clone, expected: dict[str, bytes], name: str) -> None:
-    dvc = started(clone, "dvc", "repro", "train", **TOKENS)
-    wait_for(lambda: checkpoint(clone))
-    (trainer,) = processes(clone.path, "-m stages.train")
-    os.kill(trainer, getattr(signal, name))
-    assert dvc.wait(60) != 0
-    assert f"[stopped] {name} at step" in log(clone)
+def another_checkpoint(clone: Clone, before: Any) -> Any:
+    """Those that were not there before."""
+    return set(checkpoint(clone)) - set(before)
+
+
+def test_signals_end_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone: Clone, expected: dict[str, bytes]) -> None:
+    """One training that is stopped twice."""
+    before: Any = []
+    for name in ("SIGTERM", "SIGINT"):
+        dvc = started(clone, "dvc", "repro", "train", **TOKENS)
+        wait_for(lambda before=before: another_checkpoint(clone, before))
+        (trainer,) = processes(clone.path, "-m stages.train")
+        os.kill(trainer, getattr(signal, name))
+        assert dvc.wait(60) != 0
+        assert f"[stopped] {name} at step" in log(clone)
+        before = checkpoint(clone)
+        assert before
+        assert files_with_a_token(clone.path) == []
     assert "Traceback" not in log(clone)
-    assert "exited with 75" in log(clone)
-    assert checkpoint(clone)
-    assert files_with_a_token(clone.path) == []
+    assert log(clone).count("exited with 75") == 2
+    assert log(clone).count("resuming from checkpoint") == 1
     assert ran(again := clone.run("dvc", "repro", "train", **TOKENS)) == {"train"}
     assert SECRET not in log(clone) + again
     assert "resuming from checkpoint" in again
@@ -111,24 +103,30 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone:
     assert files_with_a_token(clone.path) == []
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", None])
-def test_no_trainer_goes_on_without_its_dvc(clone: Clone, expected: dict[str, bytes], shell: str | None) -> None:
-    dvc = started(clone, "dvc", "repro", "train", SHELL=shell)
-    wait_for(lambda: checkpoint(clone))
-    dvc.kill()
-    dvc.wait()
-    # A second one begins at once and waits for the first to end.
+def test_no_trainer_goes_on_without_its_dvc(clone: Clone, expected: dict[str, bytes]) -> None:
+    """Whatever the shell that dvc runs it by."""
+    before: Any = []
+    for shell in ("/bin/sh", None):
+        # The second one begins at once and waits for the first to end.
+        dvc = started(clone, "dvc", "repro", "train", SHELL=shell)
+        wait_for(lambda before=before: another_checkpoint(clone, before))
+        before = checkpoint(clone)
+        dvc.kill()
+        dvc.wait()
     assert ran(clone.run("dvc", "repro", "train")) == {"train"}
     assert processes(clone.path) == []
     assert clone.outputs() == expected
 
 
-def test_a_killed_trainer_goes_on_from_its_last_checkpoint(clone: Clone, expected: dict[str, bytes]) -> None:
+def test_a_killed_trainer_goes_on_from_its_last_checkpoint_also_after_edits_outside_the_training(clone: Clone, expected: dict[str, bytes]) -> None:
     dvc = started(clone, "dvc", "repro", "train")
     wait_for(lambda: checkpoint(clone))
     (trainer,) = processes(clone.path, "-m stages.train")
     os.kill(trainer, signal.SIGKILL)
     assert dvc.wait(60) != 0
+    for name in ("qlora/scoring/report/__init__.py", "qlora/delivery/hub.py", "qlora/runtime/locks.py", "stages/evaluate.py", "tools/compare.py"):
+        with (clone.path / name).open("a", encoding="utf-8") as file:
+            file.write("# edited\n")
     assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
 
@@ -160,38 +158,36 @@ def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFa
     return Clone(folder / "clone"), Clone(folder / "whole").outputs()
 
 
-def test_edits_outside_the_training_leave_its_checkpoint_in_use(clone: Clone, expected: dict[str, bytes]) -> None:
-    dvc = started(clone, "dvc", "repro", "train")
-    wait_for(lambda: checkpoint(clone))
-    dvc.kill()
-    dvc.wait()
-    wait_for(lambda: not processes(clone.path), 60)
-    for name in ("qlora/scoring/report/__init__.py", "qlora/delivery/hub.py", "qlora/runtime/locks.py", "stages/evaluate.py", "tools/compare.py"):
-        with (clone.path / name).open("a", encoding="utf-8") as file:
-            file.write("# edited\n")
-    assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
-    assert clone.outputs() == expected
-
-
-@pytest.mark.parametrize("victim", ["the first rank", "the stage, by SIGTERM"])
-def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path, victim: str) -> None:
-    before, expected = of_two_processes
-    shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
+def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
+    """One training that ends three times before its time: without dvc by its launcher's death, by that of a rank, and by a signal to the stage."""
+    ready, expected = of_two_processes
+    shutil.copytree(ready.path, tmp_path / "clone", symlinks=True)
     clone = Clone(tmp_path / "clone")
-    dvc = started(clone, "dvc", "repro", "train")
+    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["train"]["cmd"].split()[2:]
+    launcher = started(clone, sys.executable, *stage)
     wait_for(lambda: checkpoint(clone))
-    launcher, *ranks = sorted(processes(clone.path, "-m stages.train"))
-    assert len(ranks) == 2
-    first = min(ranks, key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    os.kill(*((first, signal.SIGKILL) if victim == "the first rank" else (launcher, signal.SIGTERM)))
-    assert dvc.wait(60) != 0
-    wait_for(lambda: not processes(clone.path), 60)
-    if victim == "the first rank":
-        assert "[rank-died] process 0 of 2 was ended by SIGKILL" in log(clone)
-    else:
-        assert log(clone).count("[stopped] SIGTERM at step") == 1
-        assert "exited with 75" in log(clone)
-    assert "Traceback" not in log(clone)
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not processes(clone.path), 30)
+
+    for victim in ("the first rank", "the stage"):
+        before, already = checkpoint(clone), len(log(clone))
+        dvc = started(clone, "dvc", "repro", "train")
+        wait_for(lambda before=before: another_checkpoint(clone, before))
+        stage_pid, *ranks = sorted(processes(clone.path, "-m stages.train"))
+        assert len(ranks) == 2
+        first = min(ranks, key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        os.kill(*((first, signal.SIGKILL) if victim == "the first rank" else (stage_pid, signal.SIGTERM)))
+        assert dvc.wait(60) != 0
+        wait_for(lambda: not processes(clone.path), 60)
+        said = log(clone)[already:]
+        assert "resuming from checkpoint" in said
+        assert "Traceback" not in said
+        if victim == "the first rank":
+            assert "[rank-died] process 0 of 2 was ended by SIGKILL" in said
+        else:
+            assert said.count("[stopped] SIGTERM at step") == 1
+            assert "exited with 75" in said
     assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
     assert clone.outputs() == expected
 
@@ -210,18 +206,6 @@ def test_two_processes_answer_as_one(before_training: Clone, of_two_processes: t
     clone.set(hardware__num_processes=1)
     clone.run(sys.executable, *stage)
     assert clone.outputs() == by_two
-
-
-def test_without_dvc_a_killed_launcher_leaves_no_process(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
-    before, _ = of_two_processes
-    shutil.copytree(before.path, tmp_path / "clone", symlinks=True)
-    clone = Clone(tmp_path / "clone")
-    stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["train"]["cmd"].split()[2:]
-    launcher = started(clone, sys.executable, *stage)
-    wait_for(lambda: checkpoint(clone))
-    launcher.kill()
-    launcher.wait()
-    wait_for(lambda: not processes(clone.path), 30)
 
 
 @pytest.mark.parametrize("stage", ["train", "predict"])

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qlora.scoring.measures import MEASURES
-from tests.pipeline.clone import Clone, new_clone, ran
+from tests.pipeline.clone import Clone, new_clone
 
 RealData = Callable[[str], Path]
 SETTINGS: dict[str, Any] = {
@@ -79,12 +79,3 @@ def test_the_evaluation_is_complete(clone: Clone) -> None:
     assert sum(line["tokens"] for line in lines) == counts["tokens"]
     assert difference["nll"]["high"] < 0, "six updates on stories make the next story likelier"
     assert set(difference) == set(MEASURES)
-
-
-def test_a_queued_experiment_finds_the_link_that_git_ignores(clone: Clone) -> None:
-    clone.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "train.learning_rate=1e-3")
-    clone.run("dvc", "queue", "start")
-    log = clone.run("dvc", "queue", "logs", "queued", "--follow")
-    assert ran(log) == {"train", "predict", "evaluate"}
-    assert "queued" in clone.run("dvc", "exp", "show", "--csv")
-    assert "Success" in clone.run("dvc", "queue", "status")

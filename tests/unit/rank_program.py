@@ -9,11 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from qlora.core.errors import InputError, MachineError, StoppedError
-from qlora.model import distributed
 from qlora.runtime import command
 
 
@@ -32,11 +28,19 @@ def main() -> None:
         raise MachineError("disk-full", f"no room for rank {acting}")
     if action == "hang":
         time.sleep(300)
+    # Those that never meet need no torch, which takes a second and a half of a core.
+    from qlora.model import distributed
+
     with distributed.process_group():
         take_part(action, acting)
 
 
 def take_part(action: str, acting: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from qlora.model import distributed
+
     distributed.join("cpu")
     rank, size = distributed.rank_and_size()
     if rank == acting or acting < 0:

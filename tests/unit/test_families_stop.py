@@ -67,7 +67,7 @@ def tuned(tokenizer: Any, examples: Any) -> LlamaForCausalLM:
     pad = tokenizer.pad_token_id
     ids = torch.tensor([example.ids + [pad] * (longest - len(example.ids)) for example in examples])
     labels = torch.tensor([example.labels + [-100] * (longest - len(example.ids)) for example in examples])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     for _ in range(400):
         loss = model(input_ids=ids, attention_mask=(ids != pad).long(), labels=labels).loss
         optimizer.zero_grad()

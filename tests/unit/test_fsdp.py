@@ -49,7 +49,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def test_shared_layers_train_what_whole_ones_do(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
     settings = changed(
         few_steps,
-        train__max_steps=6,
+        train__max_steps=4,
         train__batch_size=4,
         train__learning_rate=2e-4,
         train__eval_strategy="epoch",
@@ -58,7 +58,7 @@ def test_shared_layers_train_what_whole_ones_do(few_steps: Params, examples: lis
         hardware__num_processes=2,
         hardware__per_device_train_batch_size=1,
         hardware__num_threads=1,
-        runtime__save_steps=3,
+        runtime__save_steps=2,
     )
     kinds = {
         "float32": settings,
@@ -69,6 +69,8 @@ def test_shared_layers_train_what_whole_ones_do(few_steps: Params, examples: lis
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     for kind in kinds:
         whole, shared, resumed = (first[kind, name] for name in ("whole", "shared", "resumed"))
+        assert len(whole["losses"]) == 4
+        assert whole["validation"], "an epoch ended"
         # Of the default's weights; its scales in 4 bits are no weights.
         assert shared["held"] < 0.51 * whole["held"], kind
         for other in (shared, second[kind, "shared"], resumed):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -117,17 +119,21 @@ def refusing_at_once(share: int, shares: int) -> Iterator[int]:
     yield share
 
 
-def test_processes_that_have_hardly_begun_end_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+def complain(*_: object) -> None:
+    raise ValueError("a handler of the reader ran in its worker")
+
+
+def refused_many_times() -> None:
+    """A program of its own for the test below: processes forked from a small one begin, and end, sooner."""
+    signal.signal(signal.SIGTERM, complain)
+    for _ in range(60):
+        with pytest.raises(InputError, match="the first file is damaged"):
+            list(interleaved(refusing_at_once, 6))
+    print("refused")
+
+
+def test_processes_that_have_hardly_begun_end_in_silence() -> None:
     """They inherit what their reader does on a signal, and would say so."""
-
-    def complain(*_: object) -> None:
-        raise ValueError("a handler of the reader ran in its worker")
-
-    before = signal.signal(signal.SIGTERM, complain)
-    try:
-        for _ in range(60):
-            with pytest.raises(InputError, match="the first file is damaged"):
-                list(interleaved(refusing_at_once, 6))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert capfd.readouterr().err == ""
+    program = "from tests.unit.test_workers import refused_many_times; refused_many_times()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")

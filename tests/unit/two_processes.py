@@ -12,7 +12,7 @@ import torch.multiprocessing
 START = "forkserver"
 PROCESSES = multiprocessing.get_context(START)
 """New processes come from one that has imported the libraries, once for all tests, and done nothing else: an import takes seconds."""
-PROCESSES.set_forkserver_preload(["qlora.prediction.test_set", "stages.train"])
+PROCESSES.set_forkserver_preload(["qlora.prediction.test_set", "stages.train", "tests.unit.frozen"])
 
 
 def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
