@@ -6,9 +6,9 @@ import torch
 
 from qlora.core.errors import InputError, MachineError
 from qlora.params import Params
+from qlora.training import preflight as estimated
 from qlora.training.memory import Estimate
 from tests.unit.trainings import changed
-from qlora.training import preflight as estimated
 from tools import preflight
 
 
