@@ -278,6 +278,27 @@ def generate(record: Record) -> list[Subject]:
     return [Subject("Answers", how, rows)]
 
 
+def rehearsal(record: Record) -> list[Subject]:
+    estimated, rows = record["estimated_gib"], []
+    for name, step in record["steps"].items():
+        shape = record["shapes"]["rehearsal-large" if name.startswith("large") else "rehearsal-small"]
+        beside = [f"estimate: {number(estimated[name])} GiB"] if name in estimated else []
+        beside.append(f"{number(step['seconds'])} s")
+        if "losses" in step:
+            losses = [f"{loss:.3f}" for loss in step["losses"][:3]]
+            beside.append(f"{'resumed' if step['resumed'] else '**not resumed**'}; losses {', '.join(losses)}")
+        if "merge" in step:
+            beside.append(f"mean KL {step['merge']['kl_mean']:.2g} nats over {step['merge']['tokens']:,} tokens")
+        rows.append(Row(f"{shape}: {step['what']}", Figure(step["peak_gib"], " GiB"), "; ".join(beside)))
+    how = (
+        "`python -m benchmarks.rehearsal`: random weights in the shapes of two models go through the real commands on the CPU, with the recipe "
+        f"`{record['recipe']}` and one row of 3,072 tokens an update. Peak memory of all processes together, without mapped files; an estimate "
+        "leaves out what the libraries take, which the first row says. Other work ran on the machine, so seconds say little."
+    )
+    left = record["without_result"]
+    return [Subject("Rehearsal at real size", how, rows, [f"No result yet of: {'; '.join(left)}."] if left else [])]
+
+
 def gpu(record: Record) -> list[Subject]:
     """One table for each GPU."""
     return [one_gpu(name, entry["sections"]) for name, entry in record.items()]
@@ -396,6 +417,7 @@ SUBJECTS: dict[str, Callable[[Record], list[Subject]]] = {
     "generate": generate,
     "repro": repro,
     "startup": startup,
+    "rehearsal": rehearsal,
     "gpu": gpu,
 }
 """By the name of the results file, in the order of the page."""

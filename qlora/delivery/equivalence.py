@@ -1,21 +1,30 @@
-"""How near a merged model is to the adapter on the base model that it was trained on."""
+"""How near a merged model is to the adapter on the base model that it was trained on.
 
+One model is loaded at a time, so that a card on which the adapter was trained compares it too: what the first one says of each token waits in a
+file for the second.
+"""
+
+import gc
 import math
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlora.core.conversation import Conversation
-from qlora.model.chat_template import ChatTemplate, Encoded
+from qlora.model.chat_template import ChatTemplate, Encoded, Encoding
 from qlora.params.predict import PredictParams
 from qlora.prediction import test_set
 
 PLACES = 128
 """Supervised places compared at once: two tensors of a vocabulary of 128,256 in float64 are 263 MB."""
+LOGITS_BYTES = 4 * 10**9
+"""Size of the file of logits. It holds 15,600 tokens of a vocabulary of 128,256 in 16 bits; the KL of more is that of some conversations."""
 
 # Shape suffixes: T tokens of a row, S supervised tokens, V vocabulary.
 
@@ -62,32 +71,63 @@ class Equivalence:
 
 
 def compare(
-    adapted: PreTrainedModel,
-    merged: PreTrainedModel,
+    load_adapted: Callable[[], PreTrainedModel],
+    load_merged: Callable[[], PreTrainedModel],
     template: ChatTemplate,
     merged_template: ChatTemplate,
     conversations: Sequence[Conversation],
     params: PredictParams,
     device: torch.device,
     *,
+    scratch: Path,
     progress: bool,
 ) -> Equivalence:
     """Both models on the test set, as `predict` answers it, with greedy answers.
+
+    Args:
+        load_adapted: Loads the adapter on its base model; called once, and what it returns is freed before `load_merged` is called.
+        scratch: Folder for a file of at most LOGITS_BYTES.
 
     Raises:
         InputError: no conversation fits the model's context.
     """
     greedy = params.model_copy(update={"do_sample": False, "generation_seeds": [0]})
-    sides = [test_set.predict(model, template, conversations, greedy, device, progress=progress).predictions for model in (adapted, merged)]
-    measured = {row["id"] for row in sides[0]}
-    rows = [(conversation, template.encode(conversation)) for conversation in conversations if conversation.id in measured]
-    encoded = [row for _, encoding in rows for row in encoding.rows]
-    kls, same = _distances(adapted, merged, encoded, device)
-    answered = [(ours, theirs) for ours, theirs in zip(*sides, strict=True) if ours["answer"] is not None]
-    equal = sum((ours["answer"], ours["stopped"]) == (theirs["answer"], theirs["stopped"]) for ours, theirs in answered)
-    nlls = [math.fsum(row["nll_sum"] for row in side) / sum(row["tokens"] for row in side) for side in sides]
+
+    def side(model: PreTrainedModel) -> list[dict[str, Any]]:
+        return test_set.predict(model, template, conversations, greedy, device, progress=progress).predictions
+
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        model = load_adapted()
+        ours = side(model)
+        measured = {row["id"] for row in ours}
+        rows = [(conversation, template.encode(conversation)) for conversation in conversations if conversation.id in measured]
+        chosen = _within(rows, LOGITS_BYTES // (int(model.config.get_text_config().vocab_size) * model.dtype.itemsize))
+        kept = _Logits(file)
+        for row in chosen:
+            kept.add(_logits(model, row, device))
+        del model
+        _free()
+        model = load_merged()
+        theirs = side(model)
+        kls, same = _distances(kept, model, chosen, device)
+    template_equal = sum(merged_template.encode(conversation) == encoding for conversation, encoding in rows) / len(rows)
+    return _equivalence(ours, theirs, kls, same, conversations=len(rows), template_equal=template_equal)
+
+
+def _equivalence(
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]],
+    kls: Tensor,
+    same: Tensor,
+    *,
+    conversations: int,
+    template_equal: float,
+) -> Equivalence:
+    answered = [(one, other) for one, other in zip(ours, theirs, strict=True) if one["answer"] is not None]
+    equal = sum((one["answer"], one["stopped"]) == (other["answer"], other["stopped"]) for one, other in answered)
+    nlls = [math.fsum(row["nll_sum"] for row in side) / sum(row["tokens"] for row in side) for side in (ours, theirs)]
     return Equivalence(
-        conversations=len(rows),
+        conversations=conversations,
         tokens=len(kls),
         kl_mean=float(kls.mean()),
         kl_max=float(kls.max()),
@@ -96,17 +136,55 @@ def compare(
         answers_equal=equal / len(answered),
         nll_adapter=nlls[0],
         nll_merged=nlls[1],
-        template_equal=sum(merged_template.encode(conversation) == row for conversation, row in rows) / len(rows),
+        template_equal=template_equal,
     )
 
 
-def _distances(adapted: PreTrainedModel, merged: PreTrainedModel, encoded: Iterable[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
+def _free() -> None:
+    """What a model that nobody holds any more takes: PEFT's parts refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _within(rows: Sequence[tuple[Conversation, Encoding]], most: int) -> list[Encoded]:
+    """Rows of the conversations of the smallest ids, which are hashes, with as many supervised tokens together; of one at least."""
+    chosen: set[int] = set()
+    tokens = 0
+    for place in sorted(range(len(rows)), key=lambda place: (rows[place][0].id, place)):
+        tokens += sum(end - start for row in rows[place][1].rows for start, end in row.spans)
+        if chosen and tokens > most:
+            break
+        chosen.add(place)
+    return [row for place in sorted(chosen) for row in rows[place][1].rows]
+
+
+class _Logits:
+    """Logits in a file, read in the order in which they were written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._kinds: list[tuple[torch.Size, torch.dtype]] = []
+
+    def add(self, logits: Tensor) -> None:
+        """Append those of one row, (S, V)."""
+        self._kinds.append((logits.shape, logits.dtype))
+        self._file.write(logits.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def parts(self) -> Iterator[Tensor]:
+        self._file.seek(0)
+        for shape, dtype in self._kinds:
+            content = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+            yield torch.frombuffer(content, dtype=dtype).view(shape)
+
+
+def _distances(kept: _Logits, merged: PreTrainedModel, encoded: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
     """For each supervised token the KL divergence in nats, and whether the likeliest token is the same, both (S,)."""
-    parts = [
-        distances(ours_SV, theirs_SV.to(ours_SV.device))
-        for row in encoded
-        for ours_SV, theirs_SV in zip(*(_logits(model, row, device).split(PLACES) for model in (adapted, merged)), strict=True)
-    ]
+    parts = []
+    for row, ours_SV in zip(encoded, kept.parts(), strict=True):
+        theirs_SV = _logits(merged, row, device)
+        pairs = zip(ours_SV.split(PLACES), theirs_SV.split(PLACES), strict=True)
+        parts += [distances(ours.to(theirs.device), theirs) for ours, theirs in pairs]
     kls, same = zip(*parts, strict=True)
     return torch.cat(kls), torch.cat(same)
 

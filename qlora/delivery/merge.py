@@ -5,6 +5,7 @@ float32.
 """
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from qlora.core.dvc_lock import LOCK, md5_of, recorded, recorded_outputs, require_recorded
 from qlora.core.errors import InputError, MachineError
+from qlora.core.files import read_record
 from qlora.core.hashing import sha256_of
 from qlora.model import adapter, loading
 from qlora.model.chat_template import ChatTemplate
@@ -30,6 +32,8 @@ MergedDtype = Literal["float32", "bfloat16", "float16"]
 RECORD = "merge.json"
 STAGE = "train"
 """Whose dependencies dvc.lock must record as they are now."""
+LINKS = ("base_model", "adapter", "chat", "lora", "merged")
+"""Parts of the chain that decide what the merged weights are; the versions of the packages are not among them."""
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -175,6 +179,26 @@ def chain(values: Params, manifest: Path, adapter_folder: Path, adapter_md5: str
         "merged": {"dtype": dtype, "into": "the unquantised base model"},
         "versions": {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES},
     }
+
+
+def require_written(folder: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a merged model that an earlier run wrote.
+
+    Args:
+        made_of: `chain` of what is there now, in the numbers of that model.
+
+    Raises:
+        InputError: the folder's files are not those of its record, or it was made of something else.
+    """
+    record = read_record(folder / RECORD)
+    # As JSON has it, which knows no tuples.
+    now = json.loads(json.dumps(made_of))
+    if differing := [name for name in LINKS if record.get(name) != now[name]]:
+        raise InputError("merge-stale", f"{folder} was merged of another {differing[0]} than is there now: run `python -m tools.merge`")
+    found = files_of(folder)
+    if changed := [name for name in sorted(found.keys() | record["files"].keys()) if found.get(name) != record["files"].get(name)]:
+        raise InputError("merge-changed", f"{folder / changed[0]} is not what the merge wrote: run `python -m tools.merge`")
+    return record
 
 
 def files_of(folder: Path) -> Mapping[str, dict[str, Any]]:

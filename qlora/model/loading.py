@@ -1,6 +1,7 @@
 """The base model and its tokenizer, loaded from verified files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from qlora.core.errors import InputError, MachineError
@@ -29,11 +32,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
 
 
-def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, progress: bool, device_map: str | None = None) -> PreTrainedModel:
+def load_model(
+    params: BaseModelParams,
+    folder: Path,
+    device: torch.device,
+    *,
+    progress: bool,
+    device_map: str | None = None,
+    quantise_on: torch.device | None = None,
+) -> PreTrainedModel:
     """The frozen base model, in 4 bits when the params say so, on the device or split over all GPUs.
 
     Args:
         device_map: "balanced" splits the layers over all GPUs; None puts the model on the device.
+        quantise_on: Where each weight is quantised before it is put in its place; None: there.
 
     Raises:
         InputError: the files are no causal language model, or quantised ones that base_model.load_in_4bit does not ask for.
@@ -48,17 +60,18 @@ def load_model(params: BaseModelParams, folder: Path, device: torch.device, *, p
         )
     dtype: torch.dtype = getattr(torch, params.dtype)
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=params.attn_implementation,
-            quantization_config=_quantization(params),
-            device_map=device_map or {"": device},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quantised_on(quantise_on) if quantise_on else nullcontext():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=params.attn_implementation,
+                quantization_config=_quantization(params),
+                device_map=device_map or {"": device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except ImportError as error:
         raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -84,6 +97,45 @@ def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
         bnb_4bit_compute_dtype=getattr(torch, params.bnb_4bit_compute_dtype),
         bnb_4bit_quant_storage=getattr(torch, params.bnb_4bit_quant_storage),
     )
+
+
+class QuantiseElsewhere(Bnb4bitQuantize):
+    """Quantises one weight at a time on a device of its own, and brings it back in 4 bits."""
+
+    def __init__(self, quantizer: Bnb4BitHfQuantizer, device: torch.device) -> None:
+        super().__init__(quantizer)  # type: ignore[no-untyped-call]
+        self.device = device
+
+    def convert(self, input_dict: dict[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        # The reader hands over one weight, alone or in a list.
+        whole = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+        sent: Any = {name: self.there(weight) for name, weight in whole.items()}
+        made = super().convert(sent, *arguments, **options)
+        return {name: self.back(weight, whole[name].device) for name, weight in made.items()}
+
+    def there(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.device)
+
+    def back(self, weight: Any, place: torch.device) -> Any:
+        """With its scales, which its layer knows too."""
+        moved = weight.to(place)
+        moved.module = weight.module
+        return moved
+
+
+@contextmanager
+def quantised_on(device: torch.device) -> Iterator[None]:
+    """Quantise on the device whatever is loaded meanwhile into the machine's memory.
+
+    bitsandbytes has no fast kernel for that on CPUs: 70 billion weights would take each process three quarters of an hour there.
+    """
+    # transformers has no way to ask for it. It reads and quantises one weight after another where it quantises at all.
+    before = Bnb4BitHfQuantizer.get_quantize_ops
+    Bnb4BitHfQuantizer.get_quantize_ops = lambda quantizer: QuantiseElsewhere(quantizer, device)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Bnb4BitHfQuantizer.get_quantize_ops = before  # type: ignore[method-assign]
 
 
 def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:

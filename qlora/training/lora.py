@@ -44,7 +44,7 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
     is_sharded = values.hardware.strategy == "fsdp2"
     with one_process_at_a_time() if is_sharded else nullcontext():
         place = torch.device("cpu") if is_sharded else device
-        base = load_model(values.base_model, folder, place, progress=values.runtime.progress)
+        base = load_model(values.base_model, folder, place, progress=values.runtime.progress, quantise_on=device if is_sharded else None)
         # Before the adapter is made: its first weights are random.
         set_seed(values.train.seed)
         model = get_peft_model(base, lora_config(values.lora, base))

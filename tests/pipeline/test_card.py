@@ -189,6 +189,15 @@ def test_a_merge_that_was_refused_is_no_merge(sources: Sources) -> None:
     text = render(dataclasses.replace(sources, found={"merge": refused}))
     assert "was refused: KL 7.5 nats per token, allowed were 0.005" in text
     assert "The adapter merged into its base model" in text
+    overflowed = render(dataclasses.replace(sources, found={"merge": {**refused, "kl_mean": None}}))
+    assert "was refused: KL not finite" in overflowed
+
+
+def test_a_merge_that_was_not_compared_is_no_merge(sources: Sources) -> None:
+    kept = {"accepted": None, "compared": False, "ran_on": {"merged": {"dtype": "bfloat16"}}}
+    text = render(dataclasses.replace(sources, found={"merge": kept}))
+    assert "The adapter merged into its base model" in text
+    assert "KL" not in text
 
 
 def test_a_card_needs_neither_weights_nor_raw_data_nor_adapter_and_refuses_a_false_origin(inside: Clone, tmp_path: Path) -> None:

@@ -95,9 +95,15 @@ def test_a_model_too_far_from_the_adapter_leaves_the_one_before_in_place(
     refused: Any = inside.json("metrics/merge.json")
     assert refused["accepted"] is False
     assert refused["kl_mean"] > 0
-    with pytest.raises(MachineError, match=r"(?s)\[gguf-failed\].*this architecture is not known"):
-        call(merge, monkeypatch, "--gguf", str(broken), *few)
     assert {path: path.read_bytes() for path in Path("models/merged").iterdir()} == before
+    assert Path("models/merged.pending/merge.json").is_file()
+    call(merge, monkeypatch, "--compare", *few)
+    assert not Path("models/merged.pending").exists()
+    assert inside.json("metrics/merge.json")["kl_mean"] == refused["kl_mean"], "the same models, compared again"
+    with pytest.raises(MachineError, match=r"(?s)\[gguf-failed\].*this architecture is not known"):
+        call(merge, monkeypatch, "--compare", "--gguf", str(broken), *few)
+    own = {path.name: path.read_bytes() for path in Path("models/merged").iterdir() if path.name != "merge.json"}
+    assert own == {path.name: content for path, content in before.items() if path.name not in ("merge.json", "model.gguf")}
     assert [path.name for path in Path("models").iterdir() if "partial" in path.name] == []
 
 

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import weakref
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora.core.errors import InputError, MachineError
 from qlora.model.device import PREDICTION_SETTINGS, translate_out_of_memory
-from qlora.model.loading import load_model, load_tokenizer
+from qlora.model.loading import QuantiseElsewhere, load_model, load_tokenizer
 from qlora.params import Params
 from tests.unit.trainings import TINY, changed
 
@@ -62,10 +65,66 @@ def test_attention_that_is_not_installed_is_the_machines(default_params: Params)
         load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
 
 
+def in_4_bits(params: Params, **changes: Any) -> Any:
+    return changed(params, base_model__load_in_4bit=True, **changes).base_model
+
+
+def state_of(weight: Any) -> dict[str, Any]:
+    """Everything that a 4-bit weight is made of, with the tensors' bytes."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return str(value.dtype), str(value.device), list(value.shape), value.numpy().tobytes()
+        return {name: plain(part) for name, part in vars(value).items()} if hasattr(value, "absmax") else value
+
+    assert weight.module.quant_state is weight.quant_state
+    kind = (weight.quant_type, weight.blocksize, weight.compress_statistics, weight.quant_storage, weight.bnb_quantized, weight.requires_grad)
+    return {"kind": kind, "weight": plain(weight.data), "state": plain(weight.quant_state)}
+
+
+@pytest.mark.parametrize(("storage", "double_quant"), [("uint8", True), ("float32", False)])
+def test_weights_that_are_quantised_elsewhere_are_the_same_bytes(
+    default_params: Params, monkeypatch: pytest.MonkeyPatch, storage: str, double_quant: bool
+) -> None:
+    """A stand-in for a GPU: copies are there, as long as anything holds them."""
+    params = in_4_bits(default_params, base_model__bnb_4bit_quant_storage=storage, base_model__bnb_4bit_use_double_quant=double_quant)
+    there: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+
+    def send(self: Any, weight: torch.Tensor) -> torch.Tensor:
+        assert self.device == torch.device("cpu:0")
+        held.append(sum(one() is not None for one in there))
+        sent = weight.clone()
+        there.append(weakref.ref(sent))
+        return sent
+
+    def bring(self: Any, weight: Any, place: torch.device) -> Any:
+        there.append(weakref.ref(weight.data))
+        copy = deepcopy(weight)
+        copy.module.quant_state = copy.quant_state
+        return back(self, copy, place)
+
+    back = QuantiseElsewhere.back
+    monkeypatch.setattr(QuantiseElsewhere, "there", send)
+    monkeypatch.setattr(QuantiseElsewhere, "back", bring)
+    cpu = torch.device("cpu")
+    expected = dict(load_model(params, TINY, cpu, progress=False).named_parameters())
+    assert held == [], "without quantise_on nothing is sent"
+    found = dict(load_model(params, TINY, cpu, progress=False, quantise_on=torch.device("cpu:0")).named_parameters())
+    quantised = [name for name, weight in expected.items() if hasattr(weight, "quant_state")]
+    assert len(quantised) == len(held) > 20
+    assert set(held) == {0}, "each is gone before the next comes"
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert state_of(found[name]) == state_of(weight) if name in quantised else torch.equal(found[name], weight), name
+    load_model(params, TINY, cpu, progress=False)
+    assert len(held) == len(quantised), "later loads are as before"
+
+
 def test_weights_that_are_quantised_already_must_be_asked_for(folder: Path, default_params: Params) -> None:
-    in_4_bits = changed(default_params, base_model__load_in_4bit=True).base_model
-    load_model(in_4_bits, TINY, torch.device("cpu"), progress=False).save_pretrained(folder)
+    params = in_4_bits(default_params)
+    load_model(params, TINY, torch.device("cpu"), progress=False).save_pretrained(folder)
     with pytest.raises(InputError, match=r"\[base-model-quantised\] .*model holds weights that bitsandbytes quantised"):
         load_model(default_params.base_model, folder, torch.device("cpu"), progress=False)
     with pytest.warns(UserWarning, match="`quantization_config` from the model will be used"):
-        assert load_model(in_4_bits, folder, torch.device("cpu"), progress=False).is_loaded_in_4bit
+        assert load_model(params, folder, torch.device("cpu"), progress=False).is_loaded_in_4bit

@@ -1,6 +1,7 @@
 """A merged model is the base model plus the adapter, summed in float32 and rounded once."""
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import InputError, MachineError
 from qlora.delivery import equivalence, merge
 from qlora.model import adapter, loading
@@ -115,6 +117,62 @@ def test_an_adapter_of_4_bit_weights_is_merged_into_those_it_never_saw(trained: 
     assert 1e-4 < float(equivalence.distances(ours, theirs)[0].mean()) < 1, "quantisation is seen"
     unquantised = values.model_copy(update={"base_model": values.base_model.model_copy(update={"load_in_4bit": False})})
     assert float(equivalence.distances(logits(adapted(unquantised, tmp_path)), theirs)[0].max()) <= 1e-6
+
+
+def rows(count: int) -> list[Conversation]:
+    return [
+        Conversation(f"{number:02}", "c", [Message(role="user", content=f"{number} + 1?"), Message(role="assistant", content=str(number + 1))])
+        for number in range(count)
+    ]
+
+
+def compared(trained: Adapter, template: Any, folder: Path, conversations: list[Conversation]) -> tuple[Any, list[bool]]:
+    """What was found, and whether the first model was gone when the second was asked for."""
+    values = trained(predict__max_new_tokens=4)
+    merged_from_disk(values, folder, template, "float32")
+    first: list[weakref.ref[Any]] = []
+    gone: list[bool] = []
+
+    def load_adapted() -> Any:
+        model = adapted(values, folder)
+        first.append(weakref.ref(model.get_base_model()))
+        return model
+
+    def load_merged() -> Any:
+        gone.append(first[0]() is None)
+        return loading.load_model(values.base_model, folder / "merged-float32", CPU, progress=False)
+
+    sides = (load_adapted, load_merged, template, template)
+    return equivalence.compare(*sides, conversations, values.predict, CPU, scratch=folder, progress=False), gone
+
+
+def test_one_model_is_loaded_at_a_time(trained: Adapter, template: Any, tmp_path: Path) -> None:
+    found, gone = compared(trained, template, tmp_path, rows(3))
+    assert gone == [True]
+    assert (found.conversations, found.answers, found.answers_equal, found.template_equal) == (3, 3, 1.0, 1.0)
+    assert found.tokens == sum(end - start for one in rows(3) for row in template.encode(one).rows for start, end in row.spans)
+    assert found.kl_max <= 1e-6
+    assert found.nll_adapter == pytest.approx(found.nll_merged, abs=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged-float32"}, "the file of logits is gone"
+
+
+def test_the_file_of_logits_is_bounded(trained: Adapter, template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [sum(end - start for row in template.encode(one).rows for start, end in row.spans) for one in rows(3)]
+    vocabulary = json.loads((TINY / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    monkeypatch.setattr(equivalence, "LOGITS_BYTES", 4 * vocabulary * sum(lengths[:2]))
+    found, _ = compared(trained, template, tmp_path, rows(3))
+    assert (found.conversations, found.answers) == (3, 3)
+    assert found.tokens == sum(lengths[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_come_out_of_the_file_as_they_went_in(tmp_path: Path, dtype: torch.dtype) -> None:
+    parts = [torch.randn(rows, 5).to(dtype) for rows in (2, 1)]
+    with (tmp_path / "logits").open("w+b") as file:
+        kept = equivalence._Logits(file)
+        for part in parts:
+            kept.add(part)
+        assert all(torch.equal(one, other) for one, other in zip(kept.parts(), parts, strict=True))
 
 
 def test_distances_are_kl_divergences_in_nats() -> None:

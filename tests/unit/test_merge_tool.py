@@ -2,23 +2,28 @@
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from qlora import params
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, StoppedError
 from qlora.delivery import gguf
 from qlora.delivery import merge as merging
 from qlora.delivery.equivalence import Equivalence
 from qlora.model import base
 from qlora.params import Params
+from tests.unit.trainings import changed
 from tools import chat, merge
 
 NEAR = Equivalence(1, 4, 1e-9, 1e-8, 1.0, 1, 1.0, 0.5, 0.5, 1.0)
+MADE_OF = {"base_model": {}, "adapter": {}, "chat": {}, "lora": {}, "merged": {"dtype": "bfloat16"}}
+PENDING = Path("models/merged.pending")
 ROW = b'{"id":"1","category":"c","messages":[{"role":"user","content":"2+2?"},{"role":"assistant","content":"4"}]}\n'
 
 
@@ -36,7 +41,7 @@ def merged(default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (merging, "require_recorded_adapter", "0.dir"),
         (merging, "require_room", None),
         (merging, "write", None),
-        (merging, "chain", {"merged": {"dtype": "bfloat16"}}),
+        (merging, "chain", MADE_OF),
         (base, "open_base_model", SimpleNamespace(folder=tmp_path, template=None)),
         (gguf, "find_converter", Path("converter.py")),
     ):
@@ -60,19 +65,114 @@ def report() -> Any:
     return json.loads(merge.REPORT.read_text(encoding="utf-8"))
 
 
-def test_accepted_is_said_of_a_model_in_place_alone(merged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*arguments: object) -> None:
+def test_a_failed_conversion_leaves_the_accepted_model_in_place(merged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(converter: Path, model: Path, target: Path, dtype: str) -> None:
+        target.write_text("half", encoding="utf-8")
         raise MachineError("gguf-failed", "this architecture is not known")
 
     monkeypatch.setattr(gguf, "convert", failing)
-    with pytest.raises(MachineError):
+    with pytest.raises(MachineError, match=r"(?s)\[gguf-failed\].*--compare --gguf"):
         call(monkeypatch, merge, "--gguf")
-    assert not merge.REPORT.exists()
-    assert not Path("models/merged").exists()
-    call(monkeypatch, merge)
     assert report()["accepted"] is True
+    assert [path.name for path in Path("models/merged").iterdir()] == ["merge.json"]
     assert json.loads(Path("models/merged/merge.json").read_text(encoding="utf-8"))["equivalence"]["accepted"] is True
-    assert merged == ["merged", "merged"]
+
+    monkeypatch.setattr(gguf, "convert", lambda converter, model, target, dtype: target.write_text(dtype, encoding="utf-8"))
+    call(monkeypatch, merge, "--compare", "--gguf")
+    assert Path("models/merged/model.gguf").read_text(encoding="utf-8") == "bfloat16"
+    assert set(json.loads(Path("models/merged/merge.json").read_text(encoding="utf-8"))["files"]) == {"model.gguf"}
+    assert merged == ["merged"], "once"
+
+
+def told_of_a_param() -> MachineError:
+    """As the generation of answers raises it."""
+    error = MachineError("out-of-memory", "a batch of 4 prompts takes more memory than there is: set predict.batch_tokens to 2048")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory.")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), "CUDA out of memory.*What saves memory: --batch-tokens 1"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "What saves memory"),
+        (told_of_a_param(), "CUDA out of memory. What saves memory"),
+        (StoppedError("stopped", "SIGINT: nothing was written, run again"), "not compared: a signal came"),
+    ],
+)
+def test_a_comparison_that_does_not_end_keeps_the_model_and_says_how_to_go_on(
+    merged: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise error
+
+    before = Path("params.yaml").read_bytes() if Path("params.yaml").exists() else None
+    monkeypatch.setattr(merge, "_measure", failing)
+    with pytest.raises(MachineError, match=rf"(?s)\[merge-not-compared\].*models/merged.pending.*{said}") as raised:
+        call(monkeypatch, merge, "--max-kl", "0.25")
+    assert raised.value.exit_code == 3
+    assert "hardware." not in str(raised.value)
+    assert "predict." not in str(raised.value)
+    assert report() == {"accepted": None, "compared": False, "ran_on": MADE_OF}
+    assert PENDING.is_dir()
+    assert not Path("models/merged").exists()
+
+    measured(monkeypatch, NEAR)
+    (command,) = re.findall(r"`python -m tools\.merge (.*)`", str(raised.value))
+    call(monkeypatch, merge, *command.split())
+    assert (report()["accepted"], report()["compared"], report()["max_kl"]) == (True, True, 0.25)
+    assert Path("models/merged/merge.json").is_file()
+    assert not PENDING.exists()
+    assert merged == ["merged"], "once"
+    assert (Path("params.yaml").read_bytes() if Path("params.yaml").exists() else None) == before
+
+
+def test_a_model_that_can_not_be_measured_is_kept_and_its_error_stays(merged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object) -> None:
+        raise InputError("predict-not-finite", "the likelihood is nan")
+
+    monkeypatch.setattr(merge, "_measure", failing)
+    with pytest.raises(InputError, match=r"\[predict-not-finite\] the likelihood is nan\. models/merged.pending keeps the merged model"):
+        call(monkeypatch, merge)
+    assert (report()["compared"], PENDING.is_dir(), merged) == (False, True, ["merged"])
+
+
+def test_a_bug_is_no_lack_of_memory(merged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(merge, "_measure", failing)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        call(monkeypatch, merge)
+    assert PENDING.is_dir(), "kept all the same"
+    assert merged == ["merged"]
+
+
+def test_compare_takes_only_what_a_merge_of_this_adapter_wrote(merged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"\[merge-missing\]"):
+        call(monkeypatch, merge, "--compare")
+    call(monkeypatch, merge)
+    foreign = Path("models/merged/foreign.json")
+    foreign.write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[merge-changed\] models/merged/foreign.json"):
+        call(monkeypatch, merge, "--compare")
+    foreign.unlink()
+    monkeypatch.setattr(merging, "chain", lambda *arguments: {**MADE_OF, "adapter": {"dvc_md5": "1.dir"}})
+    with pytest.raises(InputError, match=r"\[merge-stale\] models/merged was merged of another adapter"):
+        call(monkeypatch, merge, "--compare")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, merge, "--compare", "--dtype", "float32")
+    assert merged == ["merged"]
+
+
+def test_without_a_gpu_a_flag_is_asked_for_and_no_param(merged: list[str], default_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "load", lambda path: changed(default_params, hardware__device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match=r"\[no-gpu\] .*--device cpu"):
+        call(monkeypatch, merge)
+    assert merged == []
+    call(monkeypatch, merge, "--device", "cpu")
+    assert report()["accepted"] is True
 
 
 @pytest.mark.parametrize(("kl", "said"), [(float("nan"), "nan is not finite"), (float("inf"), "inf is not finite"), (0.5, "0.5 exceeds 0.1")])
@@ -89,6 +189,11 @@ def test_a_model_too_far_from_the_adapter_is_refused_with_its_numbers(
     expected = 0.5 if kl == 0.5 else None
     assert (report()["accepted"], report()["kl_mean"], report()["argmax_agreement"]) == (False, expected, 0.25)
     assert not Path("models/merged").exists()
+    assert PENDING.is_dir()
+    measured(monkeypatch, NEAR)
+    call(monkeypatch, merge, "--compare")
+    assert report()["accepted"] is True
+    assert not PENDING.exists()
 
 
 @pytest.mark.parametrize(("tool", "arguments"), [(merge, ()), (chat, ("--from-test", "1"))], ids=["merge", "chat"])

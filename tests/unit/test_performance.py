@@ -69,7 +69,8 @@ def test_the_page_is_what_the_committed_results_make() -> None:
 
 
 def test_every_benchmark_that_make_bench_runs_has_its_part_of_the_page() -> None:
-    assert set(NAMES) == set(performance.SUBJECTS)
+    # The rehearsal takes an hour, and is run by itself.
+    assert {*NAMES, "rehearsal"} == set(performance.SUBJECTS)
     assert all((ROOT / goal.measured_by).exists() for goal in performance.GOALS.values() if goal.measured_by != "nothing yet")
 
 
@@ -103,6 +104,27 @@ def test_a_figure_that_misses_its_goal_falls_short_here_and_in_the_first_lines(t
 def test_a_median_that_meets_its_goal_does_not_hide_a_round_that_does_not(tmp_path: Path, ratios: list[float], verdict: str) -> None:
     lines = lines_of(tmp_path, train_cpu=committed("train_cpu") | {"times_bare": ratios, "times_bare_median": ratios[1]})
     assert only(lines, "| rate of training |").split(" | ")[-1] == f"{verdict} |"
+
+
+def test_a_rehearsal_shows_peaks_beside_estimates_and_what_is_missing(tmp_path: Path) -> None:
+    record = {
+        "machine": {"cpu": "X", "memory_gib": 23.5},
+        "recipe": "llama3-8b-rtx4090",
+        "shapes": {"rehearsal-small": "llama3.2-1b", "rehearsal-large": "llama3-8b"},
+        "estimated_gib": {"train, resumed": 9.25},
+        "steps": {
+            "train, resumed": {"what": "train", "seconds": 900.0, "peak_gib": 9.5, "resumed": True, "losses": [12.18, 12.17]},
+            "large: pin": {"what": "pin", "seconds": 59.5, "peak_gib": 0.05},
+        },
+        "without_result": ["merge"],
+    }
+    lines = lines_of(tmp_path, rehearsal=record)
+    assert only(lines, "| llama3.2-1b: train |") == (
+        "| llama3.2-1b: train | 9.50 GiB | estimate: 9.25 GiB; 900 s; resumed; losses 12.180, 12.170 |  |  |"
+    )
+    assert only(lines, "| llama3-8b: pin |") == "| llama3-8b: pin | 0.050 GiB | 59.5 s |  |  |"
+    assert "No result yet of: merge." in lines
+    assert any(line.endswith("X, 23.5 GiB |") for line in lines)
 
 
 def test_prepare_of_whatever_sizes_are_there(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ def _training(sources: Sources) -> Iterator[str]:
     yield ""
     losses = ", ".join(f"{name} loss {row['last']:.4f} (least {row['min']:.4f})" for name, row in sorted(record["loss"].items(), reverse=True))
     yield f"{record['steps']:,} updates, of which the adapter is number {record['published_step']:,}; {losses}, in nats a token."
-    if "merge" in sources.found:
+    # One whose comparison did not end has no numbers.
+    if sources.found.get("merge", {}).get("accepted") is not None:
         yield ""
         yield from _merge(sources.found["merge"])
     yield ""
@@ -216,8 +217,9 @@ def _training(sources: Sources) -> Iterator[str]:
 
 def _merge(record: Mapping[str, Any]) -> Iterator[str]:
     if not record["accepted"]:
+        mean = "not finite" if record["kl_mean"] is None else f"{record['kl_mean']:.3g}"
         yield (
-            f"A merge into the base model in {record['ran_on']['merged']['dtype']} was refused: KL {record['kl_mean']:.3g} nats per token, "
+            f"A merge into the base model in {record['ran_on']['merged']['dtype']} was refused: KL {mean} nats per token, "
             f"allowed were {record['max_kl']}."
         )
         return
