@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.torture import RECIPE
 from tests.helpers import once
 from tests.pipeline.clone import Clone, new_clone, tiny_rows
 
@@ -35,3 +36,44 @@ def inside(built: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
     monkeypatch.chdir(built.path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return built
+
+
+@pytest.fixture(scope="session")
+def before_training(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which a training of some updates is about to begin; changed by no test, as those below."""
+
+    def make(path: Path) -> None:
+        raw = {"data/raw/micro/train.jsonl": tiny_rows("train", 60), "data/raw/micro/test.jsonl": tiny_rows("test", 6)}
+        clone = new_clone(path, RECIPE, raw)
+        clone.repro("baseline")
+        clone.commit("before training")
+
+    return Clone(once(tmp_path_factory, "before-training", make))
+
+
+@pytest.fixture(scope="session")
+def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
+    """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(before_training.path, folder / "clone", symlinks=True)
+        clone = Clone(folder / "clone")
+        clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
+        clone.repro("baseline")
+        clone.commit("two processes")
+        shutil.copytree(clone.path, folder / "whole", symlinks=True)
+        Clone(folder / "whole").repro("train")
+
+    folder = once(tmp_path_factory, "two-processes", make)
+    return Clone(folder / "clone"), Clone(folder / "whole").outputs()
+
+
+@pytest.fixture(scope="session")
+def answered_by_two(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The clone in which they trained, once they have answered the test set too."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(of_two_processes[0].path.parent / "whole", path, symlinks=True)
+        assert Clone(path).repro("predict") == {"predict"}
+
+    return Clone(once(tmp_path_factory, "answered-by-two", make))
