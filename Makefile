@@ -50,6 +50,6 @@ $(READY): requirements.txt
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(READY_DEV): requirements-dev.txt requirements-benchmark.txt requirements-s3.txt requirements-serve.txt $(READY)
+$(READY_DEV): requirements-dev.txt requirements-benchmark.txt requirements-ray.txt requirements-s3.txt requirements-serve.txt $(READY)
 	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

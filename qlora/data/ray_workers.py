@@ -6,9 +6,7 @@ Tasks of Ray's core, not Ray Data: its order and its bound of memory are setting
 and its readers would word what is wrong with a file in another way. A generator task waits until its items are taken, so both come for nothing.
 """
 
-import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ from typing import Any
 
 from qlora.core.errors import MachineError
 from qlora.data.workers import Engine, Item, available_processes, in_turn, results_of
+from qlora.runtime.ray_session import begin, import_ray, restore_sigterm
 
 ITEMS_AHEAD = 2
 """Batches that a task makes before the first of them is taken."""
@@ -35,23 +34,14 @@ def ray_engine(num_workers: int | None) -> Iterator[Engine]:
     Raises:
         MachineError: Ray is not installed, or can't be reached or begun.
     """
-    # Before the import, which reads them: nothing about a run is sent anywhere, and no warning about GPUs that we don't ask for.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray  # noqa: PLC0415 - optional, and a second long
-    except ImportError as error:
-        raise MachineError(
-            "ray-missing", f"runtime.engine: ray needs Ray ({error}): pip install -r requirements-ray.txt, or set runtime.engine: local"
-        ) from None
+    ray = import_ray("runtime.engine: ray", "runtime.engine: local")
     address = os.environ.get("RAY_ADDRESS")
     # All of Ray is called in this thread: our handlers of signals raise, which in the middle of Ray's own code blocked or crashed the process, and
     # they do so in the main thread alone. There Ray would also put a handler of its own in the place of ours.
     with ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(_begin, ray, address, num_workers).result()
-            # Ray's core put itself before it, to write its call stack to the terminal.
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            restore_sigterm()
             cores = max(1, int(thread.submit(ray.cluster_resources).result().get("CPU", 1)))
             # More tasks than cores: the last would wait for the first to end, and those for the last's items to be taken.
             yield _engine(ray, thread, min(num_workers or cores, cores))
@@ -60,11 +50,8 @@ def ray_engine(num_workers: int | None) -> Iterator[Engine]:
 
 
 def _begin(ray: Any, address: str | None, num_workers: int | None) -> None:
-    here = {} if address else {"num_cpus": available_processes(num_workers), "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **here)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        raise MachineError("ray-unreachable", f"Ray at {address or 'this machine'} can't be used: {error}") from None
+    here: dict[str, Any] = {} if address else {"num_cpus": available_processes(num_workers), "include_dashboard": False}
+    begin(ray, address or "local", **here)
 
 
 def _end(ray: Any, address: str | None) -> None:
@@ -81,7 +68,7 @@ def _end(ray: Any, address: str | None) -> None:
 def _engine(ray: Any, thread: ThreadPoolExecutor, tasks: int) -> Engine:
     task = ray.remote(max_retries=0, _generator_backpressure_num_objects=ITEMS_AHEAD)(_work)
 
-    def begin(make: Callable[[int, int], Iterator[Item]], shares: int) -> list[Any]:
+    def submit(make: Callable[[int, int], Iterator[Item]], shares: int) -> list[Any]:
         return [task.remote(str(Path.cwd()), make, share, shares) for share in range(shares)]
 
     def receive(streams: list[Any], share: int) -> Any:
@@ -98,7 +85,7 @@ def _engine(ray: Any, thread: ThreadPoolExecutor, tasks: int) -> Engine:
 
     def run(make: Callable[[int, int], Iterator[Item]], *, divisible: bool) -> Iterator[Item]:
         shares = tasks if divisible else 1
-        return in_turn(partial(receive, thread.submit(begin, make, shares).result()), shares)
+        return in_turn(partial(receive, thread.submit(submit, make, shares).result()), shares)
 
     return run
 

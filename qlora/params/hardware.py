@@ -13,7 +13,7 @@ class HardwareParams(Section):
     num_processes: int = Field(gt=0)
     """Of a stage, on all machines together, each with a GPU of its own; they share every update's rows. On the CPU it only serves to try that out."""
     num_machines: int = Field(gt=0)
-    """Machines with as many of the processes each. All but the first wait in `python -m tools.join`; see docs/cluster.md."""
+    """Machines with as many of the processes each. Above 1 they are those of a Ray cluster that exists already; see docs/cluster.md."""
     strategy: Literal["ddp", "fsdp2"]
     """Of several processes of a training. ddp: each holds the whole base model. fsdp2: its layers are sharded, for one that no card holds."""
     offload_params: bool

@@ -9,12 +9,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from qlora.core.errors import MachineError, StoppedError
+from qlora.core.errors import MachineError
 from qlora.params.hardware import HardwareParams
 from qlora.runtime.locks import is_locked, try_lock
 
@@ -73,16 +73,12 @@ def has_lease() -> bool:
     return os.environ.get(HOLDER) == str(os.getpid())
 
 
-def acquire(needed: int, names: Sequence[str], root: Path, interrupted: Callable[[], bool] = lambda: False) -> Lease:
+def acquire(needed: int, names: Sequence[str], root: Path) -> Lease:
     """As many of the named GPUs, all at once or none of them, as soon as they are free; says which.
 
     Args:
         needed: At most as many as there are names.
         root: The repository whose stages keep apart.
-        interrupted: Asked while it waits, where signals are only noted.
-
-    Raises:
-        StoppedError: `interrupted` said so.
     """
     # Of this machine: several may see the same folder.
     folder = root / ".dvc" / "tmp" / "gpu" / socket.gethostname()
@@ -90,8 +86,6 @@ def acquire(needed: int, names: Sequence[str], root: Path, interrupted: Callable
     places = {name: folder / name.replace("/", "_") for name in names}
     said = False
     while (lease := _try(needed, places, folder / "guard")) is None:
-        if interrupted():
-            raise StoppedError("stopped", "a signal came before a GPU was free: nothing was lost, run again")
         if not said and (holders := _holders(places)):
             logger.warning("waiting for %d of the GPUs %s: %s", needed, ", ".join(names), holders)
             said = True

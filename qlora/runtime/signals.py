@@ -21,6 +21,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Asked to end by a scheduler, by Ctrl-C, by a scheduler that warns before it kills, by a terminal that closes."""
 LAUNCHER = "QLORA_LAUNCHER"
 """Variable that holds the id of the process that launched this one as one of several."""
+DEATH_SIGNAL = "QLORA_DEATH_SIGNAL"
+"""Variable that holds the signal for this process when the one that launched it ends; SIGTERM without it."""
 PR_SET_PDEATHSIG = 1
 AT_ONCE_SECONDS = 1.0
 """A second Ctrl-C after this long ends the process at once; a first one may arrive twice, from the terminal and from dvc."""
@@ -103,14 +105,14 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent ends: a killed dvc, or launcher, leaves no stage running.
+    """Ask Linux for a signal when the parent ends: a killed dvc, or launcher, leaves no stage running.
 
     Only where dvc is the parent, by `exec` in a stage's command, or the launcher; a stage run by hand may outlive its shell.
     """
     launcher = os.environ.get(LAUNCHER)
     if sys.platform != "linux" or not (launcher or "DVC_ROOT" in os.environ):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(os.environ.get(DEATH_SIGNAL, signal.SIGTERM)))
     # It may have ended before that: then another process, the first one as a rule, has taken its place.
     parent = os.getppid()
     if parent != int(launcher) if launcher else parent == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():

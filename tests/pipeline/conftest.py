@@ -78,3 +78,31 @@ def whole_training(before_training: Clone, tmp_path_factory: pytest.TempPathFact
         assert Clone(path).repro("train") == {"train"}
 
     return Clone(once(tmp_path_factory, "whole", train))
+
+
+@pytest.fixture(scope="session")
+def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
+    """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(before_training.path, folder / "clone", symlinks=True)
+        clone = Clone(folder / "clone")
+        clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
+        clone.repro("baseline")
+        clone.commit("two processes")
+        shutil.copytree(clone.path, folder / "whole", symlinks=True)
+        Clone(folder / "whole").repro("train")
+
+    folder = once(tmp_path_factory, "two-processes", make)
+    return Clone(folder / "clone"), Clone(folder / "whole").outputs()
+
+
+@pytest.fixture(scope="session")
+def answered_by_two(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The clone in which they trained, once they have answered the test set too."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(of_two_processes[0].path.parent / "whole", path, symlinks=True)
+        assert Clone(path).repro("predict") == {"predict"}
+
+    return Clone(once(tmp_path_factory, "answered-by-two", make))

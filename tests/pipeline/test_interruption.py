@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from ruamel.yaml import YAML
 
 from benchmarks.torture import processes
 from qlora.runtime.signals import SIGNALS, Interruption
-from tests.helpers import once
 from tests.pipeline.clone import Clone, ran
+from tests.pipeline.interrupting import checkpoint, log, ranks, started, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -31,37 +30,14 @@ def clone(before_training: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
-def started(clone: Clone, *command: str, **environment: str | None) -> "subprocess.Popen[bytes]":
-    """The command in a group of its own; None takes a variable out of its environment."""
-    wanted = {name: value for name, value in {**clone.environment, **environment}.items() if value is not None}
-    with (clone.path.parent / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=clone.path, env=wanted, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def log(clone: Clone) -> str:
-    return (clone.path.parent / "log").read_text(encoding="utf-8", errors="replace")
-
-
 def files_with_a_token(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-
-
-def wait_for(what: Any, seconds: float = 90) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 def catches(process: int, number: int) -> bool:
     """Whether it has a handler of its own for the signal."""
     mask = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"), re.MULTILINE)
     return bool(mask and int(mask[1], 16) >> (number - 1) & 1)
-
-
-def checkpoint(clone: Clone) -> Any:
-    return list((clone.path / ".dvc/tmp/checkpoints").glob("*/checkpoint-*"))
 
 
 # In parts, so that this file, which the clone holds, is not taken for a leak.
@@ -141,23 +117,6 @@ def test_two_at_once_make_one_result(clone: Clone, expected: dict[str, bytes]) -
     assert clone.outputs() == expected
 
 
-@pytest.fixture(scope="module")
-def of_two_processes(before_training: Clone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, dict[str, bytes]]:
-    """A clone in which a training by two processes is about to begin, and what it makes when nothing stops it."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree(before_training.path, folder / "clone", symlinks=True)
-        clone = Clone(folder / "clone")
-        clone.set(hardware__num_processes=2, hardware__per_device_train_batch_size=1)
-        clone.repro("baseline")
-        clone.commit("two processes")
-        shutil.copytree(clone.path, folder / "whole", symlinks=True)
-        Clone(folder / "whole").repro("train")
-
-    folder = once(tmp_path_factory, "two-processes", make)
-    return Clone(folder / "clone"), Clone(folder / "whole").outputs()
-
-
 def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
     """One training that ends three times before its time: without dvc by its launcher's death, by that of a rank, and by a signal to the stage."""
     ready, expected = of_two_processes
@@ -174,9 +133,8 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
         before, already = checkpoint(clone), len(log(clone))
         dvc = started(clone, "dvc", "repro", "train")
         wait_for(lambda before=before: another_checkpoint(clone, before))
-        stage_pid, *ranks = sorted(processes(clone.path, "-m stages.train"))
-        assert len(ranks) == 2
-        first = min(ranks, key=lambda pid: b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        first, second = ranks(clone.path, "-m stages.train")
+        (stage_pid,) = {*processes(clone.path, "-m stages.train")} - {first, second}
         os.kill(*((first, signal.SIGKILL) if victim == "the first rank" else (stage_pid, signal.SIGTERM)))
         assert dvc.wait(60) != 0
         wait_for(lambda: not processes(clone.path), 60)
@@ -192,15 +150,12 @@ def test_a_training_by_two_processes_goes_on(of_two_processes: tuple[Clone, dict
     assert clone.outputs() == expected
 
 
-def test_two_processes_answer_as_one(before_training: Clone, of_two_processes: tuple[Clone, dict[str, bytes]], tmp_path: Path) -> None:
-    before, expected = of_two_processes
-    alone = before_training.outputs()
+def test_two_processes_answer_as_one(before_training: Clone, answered_by_two: Clone, tmp_path: Path) -> None:
+    by_two, alone = answered_by_two.outputs(), before_training.outputs()
     for name in ("data/predictions/base.jsonl", "data/predictions/base_batches.jsonl", "data/predictions/base_counts.json"):
-        assert expected[name] == alone[name]
-    shutil.copytree(before.path.parent / "whole", tmp_path / "clone", symlinks=True)
+        assert by_two[name] == alone[name]
+    shutil.copytree(answered_by_two.path, tmp_path / "clone", symlinks=True)
     clone = Clone(tmp_path / "clone")
-    assert clone.repro("predict") == {"predict"}
-    by_two = clone.outputs()
     # The adapter stays: one process answers with it.
     stage = YAML(typ="safe").load(clone.path / "dvc.yaml")["stages"]["predict"]["cmd"].split()[2:]
     clone.set(hardware__num_processes=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qlora.core.errors import InputError, MachineError, StoppedError
 from qlora.runtime import command
+from qlora.runtime.signals import handle_early_signals
 
 
 def main() -> None:
@@ -21,28 +22,35 @@ def main() -> None:
         time.sleep(float(sys.argv[4]))
         return
     if action == "stop":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(StoppedError.exit_code))
         print("ready", flush=True)
         time.sleep(60)
     if action in ("early", "hang") and int(os.environ["RANK"]) == acting:
         raise MachineError("disk-full", f"no room for rank {acting}")
     if action == "hang":
         time.sleep(300)
-    # Those that never meet need no torch, which takes a second and a half of a core.
-    from qlora.model import distributed
-
-    with distributed.process_group():
-        take_part(action, acting)
+    take_part(action, acting)
 
 
 def take_part(action: str, acting: int) -> None:
+    # Two seconds, which the actions above need not take.
     import torch
     import torch.distributed as dist
 
     from qlora.model import distributed
 
-    distributed.join("cpu")
-    rank, size = distributed.rank_and_size()
+    with distributed.process_group():
+        distributed.join("cpu")
+        act(action, acting)
+        rank, size = distributed.rank_and_size()
+        total = torch.tensor([rank + 1])
+        dist.all_reduce(total)
+        print(f"rank {rank} of {size}: {int(total)}", flush=True)
+
+
+def act(action: str, acting: int) -> None:
+    rank = int(os.environ["RANK"])
     if rank == acting or acting < 0:
         if action == "refuse":
             raise InputError("data-empty", f"the value of rank {rank}")
@@ -54,10 +62,9 @@ def take_part(action: str, acting: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "break":
             raise RuntimeError("a bug")
-    total = torch.tensor([rank + 1])
-    dist.all_reduce(total)
-    print(f"rank {rank} of {size}: {int(total)}", flush=True)
 
 
 if __name__ == "__main__":
+    # As stages/__init__.py does.
+    handle_early_signals()
     command.run(main)

@@ -14,7 +14,7 @@ from tests.unit.launching import LAUNCH
 
 def started(action: str, rank: int) -> "subprocess.Popen[str]":
     # Nothing that hangs ends by itself: there it is of no use to wait for that.
-    code = LAUNCH.replace("; command.run", "; launcher.GRACE_SECONDS = 2.0; command.run") if action == "hang" else LAUNCH
+    code = LAUNCH.replace("; command.run", "; ranks.GRACE_SECONDS = 2.0; command.run") if action == "hang" else LAUNCH
     return subprocess.Popen([sys.executable, "-c", code, action, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -86,6 +86,10 @@ def test_one_process_named_by_a_cluster_is_not_one_of_several(monkeypatch: pytes
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not is_rank()
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_rank()
+    # The only process of a cluster.
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("QLORA_LAUNCHER", "1")
     assert is_rank()
 
 

@@ -1,6 +1,5 @@
 """Rows cleaned as tasks of Ray: the bytes and messages of the local engine, nothing left running."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -21,8 +20,6 @@ from qlora.data.ray_workers import ray_engine
 from qlora.data.readers import BATCH_ROWS
 from qlora.data.workers import Engine
 from stages.prepare import prepare
-
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -r requirements-ray.txt")
 
 
 def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,7 +77,6 @@ def ahead(marks: Path, share: int, shares: int) -> Iterator[int]:
         yield number
 
 
-@needs_ray
 class TestRay:
     def test_the_items_come_in_their_order(self, engine: Engine) -> None:
         assert list(engine(numbers, divisible=True)) == list(range(50))
@@ -128,7 +124,6 @@ def prepared(tmp_path: Path, name: str, engine: str, **changes: Any) -> list[byt
     return [file.read_bytes() for file in sorted(folder.iterdir())]
 
 
-@needs_ray
 @pytest.mark.parametrize("suffix", ["parquet", "json"])
 def test_both_engines_write_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     made = rows(3 * BATCH_ROWS + 5)
@@ -141,7 +136,6 @@ def test_both_engines_write_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     assert len(one) == 4
 
 
-@needs_ray
 def test_both_engines_refuse_with_the_same_message(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows(3 * BATCH_ROWS)), tmp_path / "rows.parquet")
     messages = []
@@ -153,7 +147,6 @@ def test_both_engines_refuse_with_the_same_message(tmp_path: Path) -> None:
     assert "row 8: no_final_answer" in messages[0]
 
 
-@needs_ray
 def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "no-port")
     with pytest.raises(MachineError, match=r"\[ray-unreachable\] Ray at no-port can't be used") as caught, ray_engine(2):
@@ -176,7 +169,6 @@ command.run(main)
 """
 
 
-@needs_ray
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 2.0), (signal.SIGINT, 6.0)])
 def test_a_signal_stops_the_stage_and_its_ray(tmp_path: Path, number: signal.Signals, seconds: float) -> None:
     """While Ray begins, and later."""
