@@ -110,3 +110,20 @@ def test_without_one_nothing_is_changed(few_steps: Params) -> None:
     before = weights_of(model)
     load_init_adapter(model, few_steps.lora)
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+
+
+def test_loraplus_multiplies_the_learning_rate_of_b_alone(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    """The first update of AdamW is the learning rate by the sign of each gradient, and B begins as 0; decay moves A, and DoRA has magnitudes."""
+    once = changed(few_steps, train__max_steps=1, train__lr_scheduler_type="constant", train__weight_decay=0.1, lora__use_dora=True)
+    started = weights_of(adapted(once))
+
+    def moved(ratio: float | None) -> dict[str, torch.Tensor]:
+        trainer = run(changed(once, train__loraplus_lr_ratio=ratio), examples, tokenizer, tmp_path / str(ratio))
+        assert trainer.optimizer.param_groups[0]["lr"] == once.train.learning_rate
+        return {name: weight - started[name] for name, weight in weights_of(trainer.model).items()}
+
+    plain, same, raised = moved(None), moved(1.0), moved(4.0)
+    assert {name.rsplit("lora_")[1].split(".")[0] for name, change in plain.items() if change.any()} == {"A", "B", "magnitude_vector"}
+    for name, change in plain.items():
+        assert torch.equal(same[name], change), name
+        assert torch.equal(raised[name], 4 * change if "lora_B" in name else change), name

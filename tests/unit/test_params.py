@@ -225,6 +225,12 @@ def test_how_answers_are_made_is_checked(tmp_path: Path, key: str, value: object
     assert f"{key} = {value!r}" in message(edited(tmp_path, ("predict", key, value)))
 
 
+def test_loraplus_raises_a_rate_and_lowers_none(tmp_path: Path) -> None:
+    assert "train.loraplus_lr_ratio = 0.5 is not allowed: must be greater than or equal to 1" in message(
+        edited(tmp_path, ("train", "loraplus_lr_ratio", 0.5))
+    )
+
+
 @pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "not", "True", "none", "a b", "add_generation_prompt"])
 def test_a_variable_of_a_template_is_its_own(name: str) -> None:
     with pytest.raises(ValueError, match="a mapping of the chat template's own variables"):

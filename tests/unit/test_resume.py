@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unpacked, accumulated": {"sequence__packing": "none", "train__batch_size": 6},
     "activation checkpointing": {"hardware__activation_checkpointing": True},
     "fused": {"train__optim": "adamw_torch_fused"},
-    "8-bit optimizer": {"train__optim": "adamw_bnb_8bit"},
+    "8-bit optimizer, LoRA+": {"train__optim": "adamw_bnb_8bit", "train__loraplus_lr_ratio": 4.0},
     "DoRA, rsLoRA": {"lora__use_dora": True, "lora__use_rslora": True},
     "a layer trained in full": {"lora__modules_to_save": ["lm_head"]},
     "polynomial": {"train__lr_scheduler_type": "polynomial", "train__warmup_steps": 2},
