@@ -117,7 +117,19 @@ def _between_sections(params: Params) -> list[str]:
             f"train.eval_strategy = {train.eval_strategy!r} needs validation rows, but data.validation_fraction = 0: "
             "set the one to 'no' or the other above 0"
         )
-    return [*problems, *_distributed(params), *_attention(params)]
+    return [*problems, *_first_weights(params), *_distributed(params), *_attention(params)]
+
+
+def _first_weights(params: Params) -> list[str]:
+    """Parts of the base model's weights can't be taken out of rounded ones."""
+    base, lora = (getattr(params, name, None) for name in ("base_model", "lora"))
+    if not (base and lora) or lora.init_lora_weights is True or (base.dtype == "float32" and not base.load_in_4bit):
+        return []
+    rounded = "base_model.load_in_4bit = true" if base.load_in_4bit else f"base_model.dtype = {base.dtype!r}"
+    return [
+        f"lora.init_lora_weights = {lora.init_lora_weights!r} trains beside what is left of each base weight, which {rounded} rounds: the adapter "
+        "would be of another model than the pinned one. Set init_lora_weights to true, or take a float32 base model that is not quantised"
+    ]
 
 
 def _distributed(params: Params) -> list[str]:

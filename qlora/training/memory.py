@@ -123,7 +123,9 @@ def _model(params: Params, config: PretrainedConfig) -> Any:
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, params.base_model.dtype), attn_implementation=STAND_IN)
         base.requires_grad_(False)
-        return get_peft_model(base, lora_config(params.lora, base)).train()
+        # Other first weights have the same shapes, and are computed from weights.
+        lora = params.lora.model_copy(update={"init_lora_weights": True})
+        return get_peft_model(base, lora_config(lora, base)).train()
 
 
 def _make_fake(model: Any, params: Params) -> None:

@@ -70,6 +70,11 @@ def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
     return frozen, total
 
 
+def test_first_weights_that_are_computed_take_no_more(params: Params) -> None:
+    config = AutoConfig.for_model(**SIZES, **SHAPES["llama"])
+    assert memory.estimate(changed(params, lora__init_lora_weights="pissa"), config) == memory.estimate(params, config)
+
+
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize(("dtype", "four_bit"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
 def test_weights_and_activations_are_those_of_a_real_model(params: Params, tmp_path: Any, family: str, dtype: str, four_bit: bool) -> None:

@@ -70,12 +70,14 @@ def merged_from_disk(values: Params, folder: Path, template: Any, dtype: Any) ->
     return loading.load_model(plain, target, CPU, progress=False)
 
 
+MOST_LAYERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"lora__use_rslora": True},
     "dora": {"lora__use_dora": True},
     "whole embeddings, tied to the head": {"lora__modules_to_save": ["embed_tokens"]},
     "whole norms": {"lora__modules_to_save": ["norm"]},
+    "nearly all layers in full": {"lora__target_modules": ["o_proj"], "lora__modules_to_save": MOST_LAYERS},
     "the head alone, tied before": {"lora__target_modules": ["q_proj", "lm_head"]},
 }
 

@@ -70,6 +70,12 @@ def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
     text = message(edited(tmp_path, ("lora", "target_modules", "all-liner")))
     assert text.count("lora.target_modules") == 1
     assert "did you mean 'all-linear'?" in text
+    assert "lora.init_lora_weights = 'eva' is not allowed: must be one of 'true', 'pissa', 'olora'" in message(
+        edited(tmp_path, ("lora", "init_lora_weights", "eva"))
+    )
+
+
+STARTED = (("lora", "init_adapter", "models/start"), ("lora", "init_adapter_sha256", "0" * 64))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,7 @@ def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
         ([("train", "eval_strategy", "no"), ("train", "keep", "best")], "keep = 'best' needs a validation loss"),
         ([("train", "eval_strategy", "no"), ("train", "early_stopping_patience", 3)], "early_stopping_patience = 3 needs a validation loss"),
         ([("lora", "init_adapter", "models/start")], "init_adapter and init_adapter_sha256 go together"),
+        ([*STARTED, ("lora", "init_lora_weights", "pissa")], "init_lora_weights = 'pissa' has no effect with init_adapter"),
         ([("train", "eval_strategy", "steps")], "eval_steps = None does not go with eval_strategy = 'steps'"),
         ([("train", "batch_size", 3), ("hardware", "per_device_train_batch_size", 2)], "train.batch_size = 3 is not a multiple"),
         ([("data", "validation_fraction", 0)], "train.eval_strategy = 'epoch' needs validation rows"),
@@ -155,6 +162,11 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
         ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save trains whole layers, which fsdp2 shards"),
         ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' needs a GPU"),
         ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
+        (
+            [("lora", "init_lora_weights", "pissa"), ("base_model", "dtype", "bfloat16")],
+            "lora.init_lora_weights = 'pissa' trains beside what is left of each base weight, which base_model.dtype = 'bfloat16' rounds",
+        ),
+        ([("lora", "init_lora_weights", "olora"), ("base_model", "load_in_4bit", True)], "which base_model.load_in_4bit = true rounds"),
         ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
         ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),
         (
