@@ -118,7 +118,7 @@ def _measure(
     progress, device_map = values.runtime.progress, values.hardware.device_map
     trained_on = loading.load_model(values.base_model, base.folder, place, progress=progress, device_map=device_map)
     adapted: Any = adapter.load_adapter(trained_on, ADAPTER, values.base_model.name)
-    plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": arguments.dtype})
+    plain = values.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": arguments.dtype})
     merged = loading.load_model(plain, partial, place, progress=progress, device_map=device_map)
     chosen = values.predict.model_copy(update={"num_examples": arguments.num_examples or values.predict.num_examples})
     with device.translate_out_of_memory(device.PREDICTION_SETTINGS, values):
@@ -146,11 +146,11 @@ def main() -> None:
     arguments = parser.parse_args()
     values = params.load(Path("params.yaml"))
     if arguments.max_kl is None:
-        if values.base_model.load_in_4bit:
+        if values.base_model.is_quantised:
             raise InputError(
                 "merge-max-kl",
-                "the adapter was trained on 4-bit weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can say "
-                "how much is too much. Give --max-kl NATS (mean per token), or --max-kl inf to measure it first",
+                "the adapter was trained on quantised weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can "
+                "say how much is too much. Give --max-kl NATS (mean per token), or --max-kl inf to measure it first",
             )
         arguments.max_kl = MAX_KL[arguments.dtype]
     found = merge(values, arguments)

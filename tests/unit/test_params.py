@@ -85,6 +85,7 @@ STARTED = (("lora", "init_adapter", "models/start"), ("lora", "init_adapter_sha2
         ([("train", "eval_strategy", "no"), ("train", "keep", "best")], "keep = 'best' needs a validation loss"),
         ([("train", "eval_strategy", "no"), ("train", "early_stopping_patience", 3)], "early_stopping_patience = 3 needs a validation loss"),
         ([("lora", "init_adapter", "models/start")], "init_adapter and init_adapter_sha256 go together"),
+        ([("base_model", "load_in_4bit", True), ("base_model", "load_in_8bit", True)], "load_in_4bit and load_in_8bit are both true"),
         ([*STARTED, ("lora", "init_lora_weights", "pissa")], "init_lora_weights = 'pissa' has no effect with init_adapter"),
         ([("train", "eval_strategy", "steps")], "eval_steps = None does not go with eval_strategy = 'steps'"),
         ([("train", "batch_size", 3), ("hardware", "per_device_train_batch_size", 2)], "train.batch_size = 3 is not a multiple"),
@@ -159,6 +160,7 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
             [*FSDP2, *QLORA],
             "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type",
         ),
+        ([*FSDP2, ("base_model", "load_in_8bit", True)], "base_model.load_in_8bit = true: bitsandbytes computes with a copy of its own"),
         ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save trains whole layers, which fsdp2 shards"),
         ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' needs a GPU"),
         ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
@@ -167,6 +169,7 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
             "lora.init_lora_weights = 'pissa' trains beside what is left of each base weight, which base_model.dtype = 'bfloat16' rounds",
         ),
         ([("lora", "init_lora_weights", "olora"), ("base_model", "load_in_4bit", True)], "which base_model.load_in_4bit = true rounds"),
+        ([("lora", "init_lora_weights", "olora"), ("base_model", "load_in_8bit", True)], "which base_model.load_in_8bit = true rounds"),
         ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
         ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),
         (

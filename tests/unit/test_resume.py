@@ -19,6 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"base_model__dtype": "bfloat16"},
     "4-bit": {"base_model__load_in_4bit": True, "base_model__bnb_4bit_compute_dtype": "bfloat16", "base_model__dtype": "bfloat16"},
+    "LLM.int8()": {"base_model__load_in_8bit": True, "base_model__dtype": "bfloat16", "hardware__activation_checkpointing": True},
     "unpacked, accumulated": {"sequence__packing": "none", "train__batch_size": 6},
     "activation checkpointing": {"hardware__activation_checkpointing": True},
     "fused": {"train__optim": "adamw_torch_fused"},

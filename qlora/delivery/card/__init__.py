@@ -275,8 +275,9 @@ def untested(sources: Sources) -> Iterator[str]:
         yield f"Near duplicates among {near['too_short']:,} rows that are too short to be compared."
     if not sources.found.get("merge", {}).get("accepted"):
         yield "The adapter merged into its base model (`python -m tools.merge`)."
-    if values.base_model.load_in_4bit:
-        yield "The adapter on a base model in another precision than the 4 bits that it was trained on, but for what is said of merging."
+    if values.base_model.is_quantised:
+        bits = 4 if values.base_model.load_in_4bit else 8
+        yield f"The adapter on a base model in another precision than the {bits} bits that it was trained on, but for what is said of merging."
     yield f"Other hardware than {values.hardware.device}, and other versions of the packages."
 
 
