@@ -239,7 +239,7 @@ def _measure(
         return adapter.load_adapter(trained_on, ADAPTER, values.base_model.name)
 
     def merged() -> Any:
-        plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": arguments.dtype})
+        plain = values.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": arguments.dtype})
         return loading.load_model(plain, folder, place, progress=progress, device_map=device_map)
 
     num_examples = arguments.num_examples or values.predict.num_examples
@@ -283,11 +283,11 @@ def main() -> None:
         arguments.dtype = read_record(place_of(arguments) / RECORD)["merged"]["dtype"]
     arguments.dtype = arguments.dtype or "bfloat16"
     if arguments.max_kl is None:
-        if values.base_model.load_in_4bit:
+        if values.base_model.is_quantised:
             raise InputError(
                 "merge-max-kl",
-                "the adapter was trained on 4-bit weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can say "
-                "how much is too much. Give --max-kl NATS (mean per token), or --max-kl inf to measure it first",
+                "the adapter was trained on quantised weights and is merged into the unquantised ones, which answer somewhat otherwise: only you can "
+                "say how much is too much. Give --max-kl NATS (mean per token), or --max-kl inf to measure it first",
             )
         arguments.max_kl = MAX_KL[arguments.dtype]
     found = merge(values, arguments)

@@ -87,7 +87,7 @@ def merged_model(values: Params, base_folder: Path, adapter_folder: Path, dtype:
         raise InputError("merge-quantised", f"{base_folder} holds quantised weights, which nothing can be added to: pin the unquantised model")
     # In other numbers than those asked for, weights that the adapter replaces would be rounded twice: float32 holds them all.
     loaded = dtype if config.dtype == getattr(torch, dtype) else "float32"
-    plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": loaded, "attn_implementation": "eager"})
+    plain = values.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": loaded, "attn_implementation": "eager"})
     base = loading.load_model(plain, base_folder, torch.device("cpu"), progress=values.runtime.progress)
     model = adapter.load_adapter(base, adapter_folder, values.base_model.name)
     return _merged(model, getattr(torch, dtype))

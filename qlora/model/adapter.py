@@ -1,12 +1,16 @@
 """The published adapter: a folder of safetensors and text with the same bytes for the same weights."""
 
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlora.core.errors import InputError
@@ -18,11 +22,32 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
+START = "start_of_training"
+
+
+def remember_start(model: PeftModel) -> None:
+    """Keep the adapter's first weights with the model.
+
+    PiSSA and OLoRA take them out of the base model's weights: `publish` needs them to write an adapter of the base model as it is pinned.
+    """
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    setattr(model, START, {name: weight.detach().clone() for name, weight in weights.items() if _is_a(name) or _is_b(name)})
+
+
+def _is_a(name: str) -> bool:
+    return name.endswith(".lora_A.weight")
+
+
+def _is_b(name: str) -> bool:
+    return name.endswith(".lora_B.weight")
+
+
 def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: str) -> None:
     """Write adapter, tokenizer and chat template; the folder appears whole or not at all.
 
     PEFT writes target_modules in the order of a set, the absolute path of the base model and a README: the first is sorted,
     the second becomes the path from the repository's root, where AutoPeftModelForCausalLM finds it, the third is removed.
+    An adapter that began as a part of the base model's weights becomes one of the whole weights.
 
     Raises:
         InputError: the saved tokenizer and template give other tokens than those that were trained on.
@@ -40,9 +65,30 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
     config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = _path_of(base_name)
     config["target_modules"] = sorted(config["target_modules"])
+    if start := getattr(model, START, None):
+        config |= _convert(partial / WEIGHTS, start, config)
     write_json(partial / CONFIG, config)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _convert(path: Path, start: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite the weights of an adapter of W - s B0 A0 as one of W, of twice the rank, and return what changes in its config.
+
+    With scale s, the trained model is W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. PEFT's path_initial_model_for_weight_conversion does the
+    same by way of a second adapter on disk.
+
+    Args:
+        start: A0, shape (r, inputs), and B0, shape (outputs, r), of each layer, by their names in the file.
+    """
+    weights = load_file(path)
+    for name, first in start.items():
+        first = first.to("cpu", weights[name].dtype)
+        weights[name] = torch.cat([weights[name], first], dim=0) if _is_a(name) else torch.cat([weights[name], -first], dim=1)
+    save_file(weights, path, metadata={"format": "pt"})
+    # The scale is lora_alpha / r, or lora_alpha / sqrt(r): it stays.
+    alpha = config["lora_alpha"] * (math.sqrt(2) if config["use_rslora"] else 2)
+    return {"r": 2 * config["r"], "lora_alpha": alpha, "init_lora_weights": True}
 
 
 def _path_of(base_name: str) -> str:

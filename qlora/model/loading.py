@@ -1,5 +1,6 @@
 """The base model and its tokenizer, loaded from verified files."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -41,22 +42,22 @@ def load_model(
     device_map: str | None = None,
     quantise_on: torch.device | None = None,
 ) -> PreTrainedModel:
-    """The frozen base model, in 4 bits when the params say so, on the device or split over all GPUs.
+    """The frozen base model, in 4 or 8 bits when the params say so, on the device or split over all GPUs.
 
     Args:
         device_map: "balanced" splits the layers over all GPUs; None puts the model on the device.
         quantise_on: Where each weight is quantised before it is put in its place; None: there.
 
     Raises:
-        InputError: the files are no causal language model, or quantised ones that base_model.load_in_4bit does not ask for.
+        InputError: the files are no causal language model, or quantised in another way than base_model asks for.
         MachineError: the attention implementation asked for is not installed.
     """
     if not progress:
         transformers_logging.disable_progress_bar()
-    if not params.load_in_4bit and _quantised_by(folder) == "bitsandbytes":
+    if (stored := _quantised_as(folder)) and not getattr(params, stored):
         raise InputError(
             "base-model-quantised",
-            f"{folder} holds weights that bitsandbytes quantised, but base_model.load_in_4bit is false: set it to true, or pin the unquantised model",
+            f"{folder} holds weights that bitsandbytes quantised, but base_model.{stored} is false: set it to true, or pin the unquantised model",
         )
     dtype: torch.dtype = getattr(torch, params.dtype)
     try:
@@ -83,11 +84,15 @@ def load_model(
         raise InputError("base-model-unloadable", f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: pin a whole model")
     model: PreTrainedModel = found[0]
     _keep_4bit_backward_exact(model)
+    if params.load_in_8bit:
+        _keep_no_inputs_of_8bit(model)
     model.requires_grad_(False)
     return model
 
 
 def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
+    if params.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
     if not params.load_in_4bit:
         return None
     return BitsAndBytesConfig(
@@ -149,10 +154,34 @@ def _keep_4bit_backward_exact(model: PreTrainedModel) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not an attribute that types know
 
 
-def _quantised_by(folder: Path) -> str | None:
-    """Name of the method by which the stored weights are quantised; None: they are not."""
-    method = (read_record(folder / "config.json").get("quantization_config") or {}).get("quant_method")
-    return method if isinstance(method, str) else None
+def _keep_no_inputs_of_8bit(model: PreTrainedModel) -> None:
+    """Let go of what LLM.int8() keeps for gradients of its weights, which are frozen.
+
+    Each product holds its input outside of what autograd saves: activation checkpointing would free none of them. It also logs a warning at each
+    pass over inputs that are not float16.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state"):
+            module.register_forward_hook(_forget_input)
+
+
+def _forget_input(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
+    product: Any = output.grad_fn
+    # The one keeps `A` on a CPU, the other its tensors on a GPU and in evaluation.
+    for name, nothing in (("A", None), ("tensors", (None, None, None))):
+        if hasattr(product, name):
+            setattr(product, name, nothing)
+
+
+def _quantised_as(folder: Path) -> str | None:
+    """The param that asks for weights as bitsandbytes quantised those stored; None: it did not."""
+    stored = read_record(folder / "config.json").get("quantization_config") or {}
+    if stored.get("quant_method") != "bitsandbytes":
+        return None
+    return "load_in_8bit" if stored.get("load_in_8bit") else "load_in_4bit"
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

@@ -117,7 +117,20 @@ def _between_sections(params: Params) -> list[str]:
             f"train.eval_strategy = {train.eval_strategy!r} needs validation rows, but data.validation_fraction = 0: "
             "set the one to 'no' or the other above 0"
         )
-    return [*problems, *_distributed(params), *_attention(params)]
+    return [*problems, *_first_weights(params), *_distributed(params), *_attention(params)]
+
+
+def _first_weights(params: Params) -> list[str]:
+    """Parts of the base model's weights can't be taken out of rounded ones."""
+    base, lora = (getattr(params, name, None) for name in ("base_model", "lora"))
+    if not (base and lora) or lora.init_lora_weights is True or (base.dtype == "float32" and not base.is_quantised):
+        return []
+    quantised = next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(base, name)), None)
+    rounded = f"base_model.{quantised} = true" if quantised else f"base_model.dtype = {base.dtype!r}"
+    return [
+        f"lora.init_lora_weights = {lora.init_lora_weights!r} trains beside what is left of each base weight, which {rounded} rounds: the adapter "
+        "would be of another model than the pinned one. Set init_lora_weights to true, or take a float32 base model that is not quantised"
+    ]
 
 
 def _distributed(params: Params) -> list[str]:
@@ -130,6 +143,11 @@ def _distributed(params: Params) -> list[str]:
         problems.append(
             "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type, which FSDP's other "
             f"implementations ask for: set it to base_model.dtype, {base.dtype!r}"
+        )
+    if base and base.load_in_8bit:
+        problems.append(
+            "base_model.load_in_8bit = true: bitsandbytes computes with a copy of its own of the 8-bit weights, which fsdp2 can't shard: set it to "
+            "false (and load_in_4bit to true), or hardware.strategy to 'ddp'"
         )
     if lora and lora.modules_to_save:
         problems.append("lora.modules_to_save trains whole layers, which fsdp2 shards: set it to null, or hardware.strategy to 'ddp'")

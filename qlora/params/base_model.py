@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qlora.params.section import Section
 
@@ -16,6 +16,10 @@ class BaseModelParams(Section):
     """Of the weights that are not quantised and of the computation. bfloat16 halves memory and needs a card that has it."""
     load_in_4bit: bool
     """QLoRA: linear layers in 4 bits. An 8B base model then takes 5.7 GB in place of 16."""
+    load_in_8bit: bool
+    """LLM.int8(): linear layers in 8 bits. An 8B base model then takes 9 GB in place of 16, rounded less than in 4 bits; slower as a rule. 
+    Inputs are rounded to 8 bits too, but for the columns that hold a value above 6 in any token of the pass: what a token gives then depends a little
+    on the tokens and rows beside it, and so on batch sizes. Training on a CPU alone leaves inputs as they are. Dettmers et al. 2022, https://arxiv.org/abs/2208.07339"""
     bnb_4bit_quant_type: Literal["nf4", "fp4"]
     bnb_4bit_use_double_quant: bool
     """Quantises the scales too: saves 0.4 bits per weight."""
@@ -27,3 +31,13 @@ class BaseModelParams(Section):
     """Explicit, so that no installed package can change the result. sdpa and eager keep the conversations of a packed row apart by a mask of tokens
     x tokens; the others look at each conversation alone. varlen is torch's own flash kernel for packed rows, with nothing to install; answers are
     sdpa's. flash_attention_2 and 3 need the packages flash-attn and flash-attn-3 and a GPU."""
+
+    @model_validator(mode="after")
+    def _quantised_once(self) -> "BaseModelParams":
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        return self
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.load_in_4bit or self.load_in_8bit

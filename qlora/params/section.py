@@ -61,7 +61,12 @@ def _choices(schema: type[Section], field: str) -> tuple[list[str], list[str]]:
     """The literal values that a field takes, and the names of the other types that it takes."""
     annotation = schema.model_fields[field].annotation
     candidates = [annotation] if get_origin(annotation) is Literal else list(get_args(annotation))
-    literals = [str(choice) for candidate in candidates if get_origin(candidate) is Literal for choice in get_args(candidate)]
+    literals = [
+        str(choice).lower() if choice is True else str(choice)
+        for candidate in candidates
+        if get_origin(candidate) is Literal
+        for choice in get_args(candidate)
+    ]
     others = [str(getattr(candidate, "__name__", candidate)) for candidate in candidates if get_origin(candidate) is not Literal]
     return literals, others
 

@@ -28,6 +28,9 @@ class TrainParams(Section):
     logging_steps: int = Field(gt=0)
     """Updates per point of metrics/train_loss.csv."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+    loraplus_lr_ratio: float | None = Field(ge=1)
+    """LoRA+: each lora_B learns at this many times learning_rate, which all other weights keep. Try 16, with a lower learning_rate; null: one rate
+    for all. Hayou, Ghosh, Yu 2024, https://arxiv.org/abs/2402.12354"""
     neftune_noise_alpha: float | None = Field(gt=0)
     """Noise on the embeddings while training, 5 to 15 as a rule; null: none. https://arxiv.org/abs/2310.05914"""
     weight_decay: float = Field(ge=0)

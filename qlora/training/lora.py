@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 
 from qlora.core.errors import InputError
 from qlora.core.hashing import project_root, sha256_of
-from qlora.model.adapter import CONFIG, WEIGHTS
+from qlora.model.adapter import CONFIG, WEIGHTS, remember_start
 from qlora.model.distributed import one_process_at_a_time
 from qlora.model.loading import load_model
 from qlora.params import Params
@@ -33,6 +34,7 @@ def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
         target_modules=params.target_modules,
         use_rslora=params.use_rslora,
         use_dora=params.use_dora,
+        init_lora_weights=params.init_lora_weights,
         # A copy: PEFT changes it.
         modules_to_save=list(params.modules_to_save) if params.modules_to_save else None,
         bias="none",
@@ -48,6 +50,9 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
         # Before the adapter is made: its first weights are random.
         set_seed(values.train.seed)
         model = get_peft_model(base, lora_config(values.lora, base))
+        if values.lora.init_lora_weights is not True:
+            require_own_matrices(model, values.lora)
+            remember_start(model)
         load_init_adapter(model, values.lora)
         leave_inputs_to_autocast(model, values)
         if is_sharded:
@@ -65,6 +70,31 @@ def leave_inputs_to_autocast(model: PeftModel, params: Params) -> None:
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False
+
+
+def require_own_matrices(model: PeftModel, params: LoraParams) -> None:
+    """Refuse first weights that are not parts of the adapted weights alone.
+
+    Raises:
+        InputError: an adapted layer is not linear, is one matrix with the embeddings, which would change too, or has a rank below lora.r.
+    """
+    embeddings = model.get_input_embeddings().weight
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        layer: Any = module.get_base_layer()
+        if not isinstance(layer, torch.nn.Linear) or layer.weight is embeddings:
+            raise InputError(
+                "init-lora-weights",
+                f"lora.init_lora_weights = {params.init_lora_weights!r} takes parts out of linear layers, {name} is an embedding or shares its "
+                "matrix: leave it out of lora.target_modules, or set init_lora_weights to true",
+            )
+        if params.r > (rank := min(layer.weight.shape)):
+            raise InputError(
+                "init-lora-weights",
+                f"lora.r = {params.r} is above the rank of {name}, {rank}, so lora.init_lora_weights = {params.init_lora_weights!r} has too few "
+                "components: lower lora.r, or set init_lora_weights to true",
+            )
 
 
 def load_init_adapter(model: PeftModel, params: LoraParams) -> None:

@@ -93,7 +93,7 @@ def estimate(params: Params, config: PretrainedConfig, *, attended: float | None
     head = max((size for name, size in sizes.items() if name not in in_layers), default=0)
     sharded = hardware.strategy == "fsdp2"
     # Of a sharded model: the layer in use and the next on its way, and the head; bitsandbytes' scales are no weights, and whole everywhere.
-    scales = sum(_scale_bytes(frozen[name], base) for name in in_layers) if base.load_in_4bit else 0
+    scales = sum(_scale_bytes(frozen[name], base) for name in in_layers) if base.is_quantised else 0
     gathered = 2 * sum(in_layers.values()) // layers + head if sharded else 0
     resting = sum(sizes.values()) - scales - (sum(in_layers.values()) - scales if hardware.offload_params else 0)
     held = scales + resting // (hardware.num_processes if sharded else 1)
@@ -109,7 +109,7 @@ def estimate(params: Params, config: PretrainedConfig, *, attended: float | None
         activations=kept // layers + layers * tokens * int(text.hidden_size) * element if hardware.activation_checkpointing else kept,
         temporary=max(
             tokens * int(text.hidden_size) * (FLOAT + element) + logits * element,
-            3 * tokens * widest * element + (2 * largest * element if base.load_in_4bit else 0),
+            3 * tokens * widest * element + (2 * largest * element if base.is_quantised else 0),
         ),
         context=CONTEXT_BYTES if hardware.device == "cuda" else 0,
         flops_per_token=_flops_per_token(params, inner, prefixes, attended),
@@ -122,7 +122,9 @@ def _model(params: Params, config: PretrainedConfig) -> Any:
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, params.base_model.dtype), attn_implementation=STAND_IN)
         base.requires_grad_(False)
-        return get_peft_model(base, lora_config(params.lora, base)).train()
+        # Other first weights have the same shapes, and are computed from weights.
+        lora = params.lora.model_copy(update={"init_lora_weights": True})
+        return get_peft_model(base, lora_config(lora, base)).train()
 
 
 def _make_fake(model: Any, params: Params) -> None:
@@ -151,14 +153,16 @@ def _gpu_dropout(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _bytes(weight: torch.Tensor, base: BaseModelParams, *, quantised: bool) -> int:
     """Of a frozen weight; bitsandbytes quantises the matrices of the layers."""
-    if not (base.load_in_4bit and quantised and weight.ndim == 2):
+    if not (base.is_quantised and quantised and weight.ndim == 2):
         return weight.numel() * weight.element_size()
-    return weight.numel() // 2 + _scale_bytes(weight, base)
+    return weight.numel() // (2 if base.load_in_4bit else 1) + _scale_bytes(weight, base)
 
 
 def _scale_bytes(weight: torch.Tensor, base: BaseModelParams) -> int:
     if weight.ndim != 2:
         return 0
+    if not base.load_in_4bit:
+        return FLOAT * weight.shape[0]
     scales = weight.numel() / NF4_BLOCK
     return int(scales + FLOAT * scales / SCALE_BLOCK if base.bnb_4bit_use_double_quant else FLOAT * scales)
 

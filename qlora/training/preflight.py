@@ -26,6 +26,7 @@ CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("hardware.per_device_train_batch_size", 1, "the same updates, by more accumulation"),
     ("lora.lora_dropout", 0.0, "its masks and copies are kept for each layer"),
     ("base_model.load_in_4bit", True, "another base model: its baseline runs again"),
+    ("base_model.load_in_8bit", True, "another base model: its baseline runs again; in place of 4 bits"),
     ("base_model.attn_implementation", attention.NAME, "no mask, no copies of keys and values; other last digits"),
     ("train.optim", "adamw_bnb_8bit", "other last digits"),
     ("train.optim", "paged_adamw_8bit", "other last digits"),
@@ -89,13 +90,23 @@ def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[s
         section, _, key = name.partition(".")
         old = getattr(getattr(params, section), key)
         new = params.sequence.max_length // 2 if value == "half" else value
-        if new == old or (new == "fsdp2" and params.hardware.num_processes == 1) or (new == attention.NAME and old not in ("sdpa", "eager")):
+        if new == old or not _goes_with(params, key, new) or (new == attention.NAME and old not in ("sdpa", "eager")):
             continue
         changed = params.model_copy(update={section: getattr(params, section).model_copy(update={key: new})})
         saved = needed.total - estimate(changed, config).total
         if saved >= needed.total / 20:
             found.append((saved, f"{name}: {str(new).lower()}   -{in_units(saved)} ({cost})"))
     return [line for _, line in sorted(found, reverse=True)]
+
+
+def _goes_with(params: Params, key: str, new: Any) -> bool:
+    """Whether params.yaml would be taken with this change."""
+    base, hardware = params.base_model, params.hardware
+    if new == "fsdp2":
+        return hardware.num_processes > 1 and not base.load_in_8bit
+    if key == "load_in_8bit" and (base.load_in_4bit or hardware.strategy == "fsdp2"):
+        return False
+    return not key.startswith("load_in_") or params.lora.init_lora_weights is True
 
 
 class LongestPass(TrainerCallback):

@@ -48,6 +48,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         save_or_stop: SaveOrStop,
         keep_best: bool,
         patience: int | None,
+        loraplus_lr_ratio: float | None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None,
         args: SFTConfig,
@@ -58,6 +59,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         self.train_rows, self.eval_rows = len(train_dataset), len(eval_dataset or ())
         """Of conversations, without those that fill up the last batches of several processes."""
         self._save_or_stop = save_or_stop
+        self._loraplus_lr_ratio = loraplus_lr_ratio
         # Token ids of this update's micro-batches and where their conversations begin, to name them.
         self._batches: list[dict[str, Any]] = []
         shared = args.per_device_train_batch_size * rank_and_size()[1]
@@ -82,6 +84,13 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "EpochOrder":  # noqa: ARG002
         updates = self._save_or_stop.updates_per_epoch
         return EpochOrder(self.train_rows, len(self.train_dataset), self.args.seed, lambda: self.state.global_step // updates)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self._loraplus_lr_ratio is not None:
+            raise_rate_of_b(optimizer, self.model, self._loraplus_lr_ratio)
+        return optimizer
 
     def longest_inputs(self) -> dict[str, Any]:
         """Of a micro-batch of the longest rows there are."""
@@ -242,6 +251,20 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return self.total
 
 
+def raise_rate_of_b(optimizer: torch.optim.Optimizer, model: torch.nn.Module, ratio: float) -> None:
+    """Move every lora_B of a new optimizer into a group of `ratio` times the learning rate; decay and all else stay those of its group.
+
+    LoRA+ (Hayou, Ghosh, Yu 2024, https://arxiv.org/abs/2402.12354). Not PEFT's create_loraplus_optimizer: it also raises the rate of DoRA's
+    magnitudes and of biases, and keeps its own rules of weight decay.
+    """
+    of_b = {weight for name, weight in model.named_parameters() if ".lora_B." in name}
+    for group in list(optimizer.param_groups):
+        raised = [weight for weight in group["params"] if weight in of_b]
+        group["params"] = [weight for weight in group["params"] if weight not in of_b]
+        if raised:
+            optimizer.add_param_group({**group, "params": raised, "lr": ratio * group["lr"]})
+
+
 def pad_to_multiple(rows: Dataset, multiple: int) -> Dataset:
     """The rows, and after them as many without a supervised token as make a multiple: else some would be handed out twice."""
     missing = -len(rows) % multiple
@@ -353,6 +376,7 @@ def make_trainer(
         save_or_stop=SaveOrStop(params.runtime, interruption, math.ceil(len(rows) / params.train.batch_size)),
         keep_best=params.train.keep == "best",
         patience=params.train.early_stopping_patience,
+        loraplus_lr_ratio=params.train.loraplus_lr_ratio,
         model=model,
         args=training_arguments(params, checkpoints.folder),
         train_dataset=rows,

@@ -63,7 +63,14 @@ def test_shared_layers_train_what_whole_ones_do(few_steps: Params, examples: lis
     kinds = {
         "float32": settings,
         "4-bit": changed(settings, base_model__load_in_4bit=True, base_model__bnb_4bit_quant_storage="float32"),
-        "DoRA, checkpointing": changed(settings, hardware__activation_checkpointing=True, lora__use_dora=True, train__keep="best"),
+        "DoRA, PiSSA, LoRA+, checkpointing": changed(
+            settings,
+            hardware__activation_checkpointing=True,
+            lora__use_dora=True,
+            lora__init_lora_weights="pissa",
+            train__loraplus_lr_ratio=4.0,
+            train__keep="best",
+        ),
     }
     in_two_processes(work, kinds, examples, tokenizer, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))

@@ -122,9 +122,29 @@ def test_weights_that_are_quantised_elsewhere_are_the_same_bytes(
 
 
 def test_weights_that_are_quantised_already_must_be_asked_for(folder: Path, default_params: Params) -> None:
-    params = in_4_bits(default_params)
-    load_model(params, TINY, torch.device("cpu"), progress=False).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"\[base-model-quantised\] .*model holds weights that bitsandbytes quantised"):
-        load_model(default_params.base_model, folder, torch.device("cpu"), progress=False)
-    with pytest.warns(UserWarning, match="`quantization_config` from the model will be used"):
-        assert load_model(params, folder, torch.device("cpu"), progress=False).is_loaded_in_4bit
+    asked = {bits: changed(default_params, **{f"base_model__load_in_{bits}bit": True}).base_model for bits in (4, 8)}
+    for bits, other in ((4, 8), (8, 4)):
+        load_model(asked[bits], TINY, torch.device("cpu"), progress=False).save_pretrained(folder)
+        for wrong in (default_params.base_model, asked[other]):
+            with pytest.raises(InputError, match=rf"\[base-model-quantised\] .*quantised, but base_model.load_in_{bits}bit is false"):
+                load_model(wrong, folder, torch.device("cpu"), progress=False)
+        with pytest.warns(UserWarning, match="`quantization_config` from the model will be used"):
+            assert getattr(load_model(asked[bits], folder, torch.device("cpu"), progress=False), f"is_loaded_in_{bits}bit")
+
+
+def test_8_bit_layers_keep_no_inputs_and_log_no_casts(default_params: Params, caplog: pytest.LogCaptureFixture) -> None:
+    """bitsandbytes holds inputs outside of what autograd saves, which activation checkpointing can't free, for a gradient that nothing asks for."""
+    params = changed(default_params, base_model__load_in_8bit=True).base_model
+    layer = load_model(params, TINY, torch.device("cpu"), progress=False).model.layers[0].mlp.up_proj
+    scales = layer.weight.SCB[:, None] / 127
+    for training in (True, False):
+        layer.train(training)
+        inputs = torch.randn(3, 128, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        between = inputs * 2
+        seen = weakref.ref(between)
+        output = layer(between)
+        del between
+        assert seen() is None
+        output.sum().backward()
+        torch.testing.assert_close(inputs.grad, 2 * (layer.weight * scales).sum(0).expand(3, -1))
+    assert not caplog.records

@@ -32,16 +32,20 @@ def params(default_params: Params) -> Params:
     return changed(default_params, sequence__max_length=256, hardware__per_device_train_batch_size=1, base_model__bnb_4bit_compute_dtype="bfloat16")
 
 
-def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
+def taken(params: Params, bits: int, config: Any, folder: Any) -> tuple[int, int]:
     """Bytes of the frozen weights, and of what autograd keeps, of a real model."""
     dtype = getattr(torch, params.base_model.dtype)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantised if params.base_model.load_in_4bit else None)
+    quantised = {
+        4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype),
+        8: BitsAndBytesConfig(load_in_8bit=True),
+    }
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantised.get(bits))
     frozen = sum(weight.nbytes for weight in base.parameters())
     for module in base.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         frozen += state.absmax.nbytes + state.state2.absmax.nbytes if state else 0
+        frozen += module.weight.SCB.nbytes if hasattr(module, "init_8bit_state") else 0
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     base.requires_grad_(False)
@@ -70,13 +74,18 @@ def taken(params: Params, config: Any, folder: Any) -> tuple[int, int]:
     return frozen, total
 
 
+def test_first_weights_that_are_computed_take_no_more(params: Params) -> None:
+    config = AutoConfig.for_model(**SIZES, **SHAPES["llama"])
+    assert memory.estimate(changed(params, lora__init_lora_weights="pissa"), config) == memory.estimate(params, config)
+
+
 @pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize(("dtype", "four_bit"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
-def test_weights_and_activations_are_those_of_a_real_model(params: Params, tmp_path: Any, family: str, dtype: str, four_bit: bool) -> None:
-    params = changed(params, base_model__dtype=dtype, base_model__load_in_4bit=four_bit)
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("bfloat16", 16), ("bfloat16", 4), ("bfloat16", 8)])
+def test_weights_and_activations_are_those_of_a_real_model(params: Params, tmp_path: Any, family: str, dtype: str, bits: int) -> None:
+    params = changed(params, base_model__dtype=dtype, base_model__load_in_4bit=bits == 4, base_model__load_in_8bit=bits == 8)
     config = AutoConfig.for_model(**SIZES, **SHAPES[family])
     found = memory.estimate(params, config)
-    frozen, kept = taken(params, config, tmp_path)
-    print(f"{family} {dtype} {four_bit}: weights {found.weights / frozen:.3f}, activations {found.activations / kept:.3f}")
+    frozen, kept = taken(params, bits, config, tmp_path)
+    print(f"{family} {dtype} {bits}: weights {found.weights / frozen:.3f}, activations {found.activations / kept:.3f}")
     assert found.weights == pytest.approx(frozen, rel=0.02)
     assert found.activations == pytest.approx(kept, rel=0.1)

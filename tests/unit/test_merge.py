@@ -68,16 +68,18 @@ def adapted(values: Params, folder: Path) -> Any:
 def merged_from_disk(values: Params, folder: Path, template: Any, dtype: Any) -> Any:
     target = folder / f"merged-{dtype}"
     merge.write(merge.merged_model(values, TINY, folder / "adapter", dtype), template, values, folder / "adapter", target)
-    plain = values.base_model.model_copy(update={"load_in_4bit": False, "dtype": dtype})
+    plain = values.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": dtype})
     return loading.load_model(plain, target, CPU, progress=False)
 
 
+MOST_LAYERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"lora__use_rslora": True},
     "dora": {"lora__use_dora": True},
     "whole embeddings, tied to the head": {"lora__modules_to_save": ["embed_tokens"]},
     "whole norms": {"lora__modules_to_save": ["norm"]},
+    "nearly all layers in full": {"lora__target_modules": ["o_proj"], "lora__modules_to_save": MOST_LAYERS},
     "the head alone, tied before": {"lora__target_modules": ["q_proj", "lm_head"]},
 }
 
@@ -110,12 +112,13 @@ def test_a_merge_in_16_bits_is_that_in_32_bits_rounded_once(trained: Adapter, tm
         assert torch.equal(rounded[name], weight.to(getattr(torch, dtype))), name
 
 
-def test_an_adapter_of_4_bit_weights_is_merged_into_those_it_never_saw(trained: Adapter, template: Any, tmp_path: Path) -> None:
-    values = trained(base_model__load_in_4bit=True)
+@pytest.mark.parametrize("quantised", ["load_in_4bit", "load_in_8bit"])
+def test_an_adapter_of_quantised_weights_is_merged_into_those_it_never_saw(trained: Adapter, template: Any, tmp_path: Path, quantised: str) -> None:
+    values = trained(**{f"base_model__{quantised}": True})
     merged = merged_from_disk(values, tmp_path, template, "float32")
     ours, theirs = logits(adapted(values, tmp_path)), logits(merged)
     assert 1e-4 < float(equivalence.distances(ours, theirs)[0].mean()) < 1, "quantisation is seen"
-    unquantised = values.model_copy(update={"base_model": values.base_model.model_copy(update={"load_in_4bit": False})})
+    unquantised = values.model_copy(update={"base_model": values.base_model.model_copy(update={quantised: False})})
     assert float(equivalence.distances(logits(adapted(unquantised, tmp_path)), theirs)[0].max()) <= 1e-6
 
 

@@ -10,11 +10,12 @@ import torch
 from qlora.core.errors import InputError
 from qlora.core.hashing import sha256_of
 from qlora.model import adapter
+from qlora.model.loading import load_model
 from qlora.params import Params
 from qlora.training.lora import load_init_adapter
 from qlora.training.tokenization import Example
 from qlora.training.trainer import ExactTrainer
-from tests.unit.trainings import adapted, assert_same, changed, results, run
+from tests.unit.trainings import TINY, adapted, assert_same, changed, results, run
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -110,3 +111,57 @@ def test_without_one_nothing_is_changed(few_steps: Params) -> None:
     before = weights_of(model)
     load_init_adapter(model, few_steps.lora)
     assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+
+
+def test_loraplus_multiplies_the_learning_rate_of_b_alone(few_steps: Params, examples: list[Example], tokenizer: Any, tmp_path: Path) -> None:
+    """The first update of AdamW is the learning rate by the sign of each gradient, and B begins as 0; decay moves A, and DoRA has magnitudes."""
+    once = changed(few_steps, train__max_steps=1, train__lr_scheduler_type="constant", train__weight_decay=0.1, lora__use_dora=True)
+    started = weights_of(adapted(once))
+
+    def moved(ratio: float | None) -> dict[str, torch.Tensor]:
+        trainer = run(changed(once, train__loraplus_lr_ratio=ratio), examples, tokenizer, tmp_path / str(ratio))
+        assert trainer.optimizer.param_groups[0]["lr"] == once.train.learning_rate
+        return {name: weight - started[name] for name, weight in weights_of(trainer.model).items()}
+
+    plain, same, raised = moved(None), moved(1.0), moved(4.0)
+    assert {name.rsplit("lora_")[1].split(".")[0] for name, change in plain.items() if change.any()} == {"A", "B", "magnitude_vector"}
+    for name, change in plain.items():
+        assert torch.equal(same[name], change), name
+        assert torch.equal(raised[name], 4 * change if "lora_B" in name else change), name
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(input_ids=torch.arange(20, 60)[None], use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize(("init", "options"), [("pissa", {"lora__use_rslora": True}), ("olora", {"lora__use_dora": True})])
+def test_an_adapter_that_began_as_a_part_of_the_base_is_published_for_all_of_it(
+    few_steps: Params, examples: list[Example], tokenizer: Any, template: Any, tmp_path: Path, init: str, options: dict[str, Any]
+) -> None:
+    params = changed(few_steps, lora__init_lora_weights=init, **options)
+    trained = run(params, examples, tokenizer, tmp_path / "run").model
+    adapter.publish(trained, template, tmp_path / "adapter", "tiny")
+    pinned = load_model(params.base_model, TINY, torch.device("cpu"), progress=False)
+    before = logits(pinned)
+    # A model that has not moved yet is the pinned one.
+    torch.testing.assert_close(logits(adapted(params)), before, rtol=0, atol=1e-3)
+    published = adapter.load_adapter(pinned, tmp_path / "adapter", "tiny")
+    config = published.peft_config["default"]
+    assert (config.r, config.init_lora_weights) == (2 * params.lora.r, True)
+    assert (logits(trained) - before).abs().max() > 0.1
+    torch.testing.assert_close(logits(published), logits(trained), rtol=0, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lora__target_modules": ["q_proj", "lm_head"]}, "lm_head is an embedding or shares its matrix"),
+        ({"lora__r": 65}, "lora.r = 65 is above the rank of"),
+    ],
+)
+def test_first_weights_that_are_no_part_of_the_adapted_ones_are_refused(few_steps: Params, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=rf"\[init-lora-weights\] .*{said}"):
+        adapted(changed(few_steps, lora__init_lora_weights="olora", **options))

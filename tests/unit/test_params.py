@@ -70,6 +70,12 @@ def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
     text = message(edited(tmp_path, ("lora", "target_modules", "all-liner")))
     assert text.count("lora.target_modules") == 1
     assert "did you mean 'all-linear'?" in text
+    assert "lora.init_lora_weights = 'eva' is not allowed: must be one of 'true', 'pissa', 'olora'" in message(
+        edited(tmp_path, ("lora", "init_lora_weights", "eva"))
+    )
+
+
+STARTED = (("lora", "init_adapter", "models/start"), ("lora", "init_adapter_sha256", "0" * 64))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,8 @@ def test_a_list_or_a_word_where_either_is_allowed(tmp_path: Path) -> None:
         ([("train", "eval_strategy", "no"), ("train", "keep", "best")], "keep = 'best' needs a validation loss"),
         ([("train", "eval_strategy", "no"), ("train", "early_stopping_patience", 3)], "early_stopping_patience = 3 needs a validation loss"),
         ([("lora", "init_adapter", "models/start")], "init_adapter and init_adapter_sha256 go together"),
+        ([("base_model", "load_in_4bit", True), ("base_model", "load_in_8bit", True)], "load_in_4bit and load_in_8bit are both true"),
+        ([*STARTED, ("lora", "init_lora_weights", "pissa")], "init_lora_weights = 'pissa' has no effect with init_adapter"),
         ([("train", "eval_strategy", "steps")], "eval_steps = None does not go with eval_strategy = 'steps'"),
         ([("train", "batch_size", 3), ("hardware", "per_device_train_batch_size", 2)], "train.batch_size = 3 is not a multiple"),
         ([("data", "validation_fraction", 0)], "train.eval_strategy = 'epoch' needs validation rows"),
@@ -152,9 +160,16 @@ QLORA = (("base_model", "load_in_4bit", True), ("base_model", "dtype", "bfloat16
             [*FSDP2, *QLORA],
             "base_model.bnb_4bit_quant_storage = 'uint8': fsdp2 is only tried with 4-bit weights kept as a floating type",
         ),
+        ([*FSDP2, ("base_model", "load_in_8bit", True)], "base_model.load_in_8bit = true: bitsandbytes computes with a copy of its own"),
         ([*FSDP2, ("lora", "modules_to_save", ["lm_head"])], "lora.modules_to_save trains whole layers, which fsdp2 shards"),
         ([("base_model", "attn_implementation", "flex_attention")], "attn_implementation = 'flex_attention' needs a GPU"),
         ([("hardware", "offload_params", True)], "offload_params = true has no effect with strategy = 'ddp'"),
+        (
+            [("lora", "init_lora_weights", "pissa"), ("base_model", "dtype", "bfloat16")],
+            "lora.init_lora_weights = 'pissa' trains beside what is left of each base weight, which base_model.dtype = 'bfloat16' rounds",
+        ),
+        ([("lora", "init_lora_weights", "olora"), ("base_model", "load_in_4bit", True)], "which base_model.load_in_4bit = true rounds"),
+        ([("lora", "init_lora_weights", "olora"), ("base_model", "load_in_8bit", True)], "which base_model.load_in_8bit = true rounds"),
         ([("hardware", "num_machines", 2)], "num_processes = 1 is not a multiple of num_machines = 2"),
         ([("train", "batch_size", 8), ("hardware", "num_processes", 3)], "train.batch_size = 8 is not a multiple of"),
         (
@@ -230,6 +245,12 @@ def test_the_old_size_of_a_batch_of_answers_is_told_the_budget(tmp_path: Path, s
 @pytest.mark.parametrize(("key", "value"), [("generation_seeds", []), ("generation_seeds", [1, 1]), ("batch_tokens", 0), ("turns", "first")])
 def test_how_answers_are_made_is_checked(tmp_path: Path, key: str, value: object) -> None:
     assert f"{key} = {value!r}" in message(edited(tmp_path, ("predict", key, value)))
+
+
+def test_loraplus_raises_a_rate_and_lowers_none(tmp_path: Path) -> None:
+    assert "train.loraplus_lr_ratio = 0.5 is not allowed: must be greater than or equal to 1" in message(
+        edited(tmp_path, ("train", "loraplus_lr_ratio", 0.5))
+    )
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "not", "True", "none", "a b", "add_generation_prompt"])

@@ -9,7 +9,7 @@ import torch
 from qlora.core.errors import MachineError
 from qlora.params import Params
 from qlora.runtime.signals import Interruption
-from qlora.training import preflight
+from qlora.training import memory, preflight
 from qlora.training.checkpoints import Checkpoints
 from qlora.training.tokenization import Example
 from qlora.training.trainer import make_trainer
@@ -63,6 +63,28 @@ def test_what_does_not_fit_is_refused_with_what_each_change_saves(recipe: Params
     # The change alone, estimated again.
     assert saved[0][1] == "true"
     assert saved[0][2] == f"-{(whole.total - preflight.estimate(recipe, shape).total) / 2**30:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "advised"),
+    [
+        ({}, ["load_in_4bit", "load_in_8bit"]),
+        ({"base_model__load_in_8bit": True}, ["load_in_4bit"]),
+        ({"hardware__strategy": "fsdp2", "hardware__num_processes": 2}, ["load_in_4bit"]),
+        ({"base_model__dtype": "float32", "lora__init_lora_weights": "pissa"}, []),
+    ],
+)
+def test_quantisation_is_advised_where_params_allow_it(
+    recipe: Params, shape: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], advised: list[str]
+) -> None:
+    def sizes(params: Params, _config: Any) -> memory.Estimate:
+        base = params.base_model
+        return memory.Estimate(25 if base.load_in_4bit else 50 if base.load_in_8bit else 100, 0, 0, 0, 0, 0, 0, 0.0)
+
+    monkeypatch.setattr(preflight, "estimate", sizes)
+    params = changed(recipe, base_model__load_in_4bit=False, **changes)
+    found = preflight.advice(sizes(params, shape), params, shape)
+    assert [line.partition(":")[0] for line in found] == [f"base_model.{name}" for name in advised]
 
 
 def test_what_is_only_just_too_much_is_warned_of(recipe: Params, shape: Any, card: None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from qlora.core.dvc_lock import Recorded
 from qlora.delivery.card.sources import Sources
 from qlora.delivery.reproduction import flat
+from qlora.params.lora import LoraParams
 from qlora.scoring.report import LEFT_OUT
 
 FEW_TURNS = 30
@@ -65,12 +66,21 @@ def _data_name(path: str) -> str:
     return parts[2] if parts[:2] == ("data", "raw") and len(parts) > 2 else Path(path).stem
 
 
+def _first_weights(lora: LoraParams) -> str:
+    """Why the published adapter has another rank than the param; nothing where it has not."""
+    if lora.init_lora_weights is True:
+        return ""
+    method = {"pissa": "PiSSA", "olora": "OLoRA"}[lora.init_lora_weights]
+    return f"; trained from the first weights of {method} and published as rank {2 * lora.r}"
+
+
 def _opening(sources: Sources) -> Iterator[str]:
     lora, trained = sources.params.lora, sources.reports["train"]["train"]
     yield f"# {_title(sources)}"
     yield ""
     yield (
-        f"LoRA of rank {lora.r} (alpha {lora.lora_alpha}) on {_base(sources)}, fine-tuned on {trained['conversations']['out']:,} conversations "
+        f"LoRA of rank {lora.r} (alpha {lora.lora_alpha}{_first_weights(lora)}) on {_base(sources)}, "
+        f"fine-tuned on {trained['conversations']['out']:,} conversations "
         f"({trained['tokens']['supervised']:,} supervised tokens an epoch). Every number here was computed by `python -m tools.card` from commit "
         f"`{sources.commit}`; `--check` computes it again."
     )
@@ -267,8 +277,9 @@ def untested(sources: Sources) -> Iterator[str]:
         yield f"Near duplicates among {near['too_short']:,} rows that are too short to be compared."
     if not sources.found.get("merge", {}).get("accepted"):
         yield "The adapter merged into its base model (`python -m tools.merge`)."
-    if values.base_model.load_in_4bit:
-        yield "The adapter on a base model in another precision than the 4 bits that it was trained on, but for what is said of merging."
+    if values.base_model.is_quantised:
+        bits = 4 if values.base_model.load_in_4bit else 8
+        yield f"The adapter on a base model in another precision than the {bits} bits that it was trained on, but for what is said of merging."
     yield f"Other hardware than {values.hardware.device}, and other versions of the packages."
 
 
