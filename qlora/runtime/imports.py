@@ -8,7 +8,7 @@ from qlora.core.errors import InputError
 
 
 def hide_unused_libraries(path: Path = Path("params.yaml")) -> None:
-    """Make bitsandbytes unimportable, for libraries as if it were not installed, in a run with neither 4-bit weights nor its optimizers.
+    """Make bitsandbytes unimportable, for libraries as if it were not installed, in a run with neither quantised weights nor its optimizers.
 
     A wrong params.yaml is left for the stage to report.
     """
@@ -16,5 +16,5 @@ def hide_unused_libraries(path: Path = Path("params.yaml")) -> None:
         values = params.load(path)
     except InputError:
         return
-    if not (values.base_model.load_in_4bit or "bnb" in values.train.optim or "paged" in values.train.optim):
+    if not (values.base_model.is_quantised or "bnb" in values.train.optim or "paged" in values.train.optim):
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]

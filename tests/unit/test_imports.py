@@ -23,6 +23,7 @@ print(is_bnb_available(), is_bitsandbytes_available())
     [
         ("", "", True),
         ("load_in_4bit: false", "load_in_4bit: true", False),
+        ("load_in_8bit: false", "load_in_8bit: true", False),
         ("optim: adamw_torch", "optim: adamw_bnb_8bit", False),
     ],
 )
