@@ -19,7 +19,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.dvc_lock import require_recorded, unfinished_folder
 from qlora.core.files import read_jsonl, write_json, write_jsonl
 from qlora.model.base import BaseModel, open_base_model
-from qlora.model.device import PREDICTION_SETTINGS, peak_memory_bytes, set_up_device, translate_out_of_memory
+from qlora.model.device import PREDICTION_SETTINGS, peak_memory_bytes, require_compiler, set_up_device, translate_out_of_memory
 from qlora.model.distributed import all_gather, broadcast, is_main_process, process_group
 from qlora.model.loading import load_model
 from qlora.model.manifest import verified_folder
@@ -46,6 +46,7 @@ def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, n
     require_recorded([test, *filter(None, [adapter_folder])])
     conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
     with process_group():
+        require_compiler(values.hardware)
         device = set_up_device(values.hardware, deterministic=False, processes=values.hardware.prediction_processes)
         base = open_base_model(values, manifests)
         inputs = [test, manifests / f"{values.base_model.name}.json", *filter(None, [adapter_folder])]
@@ -65,7 +66,7 @@ def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, n
 def _journal(values: Params, stage: str, inputs: list[Path], device: torch.device) -> Journal:
     """Named by all that may change an answer, the kind of machine included: half of the answers of another card would make a third result."""
     tracked = {name: getattr(values, name).model_dump() for name in TRACKED} | {"data.on_invalid": values.data.on_invalid}
-    named = tracked | {"environment": describe(device)}
+    named = tracked | {"environment": all_gather(describe(device))}
     return Journal(broadcast(unfinished_folder("answers", stage, named, inputs) if is_main_process() else None))
 
 

@@ -16,7 +16,7 @@ from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import StoppedError
 from qlora.model import adapter
 from qlora.model.base import BaseModel, open_base_model
-from qlora.model.device import TRAINING_SETTINGS, peak_memory_bytes, set_up_device, translate_out_of_memory
+from qlora.model.device import TRAINING_SETTINGS, peak_memory_bytes, require_compiler, set_up_device, translate_out_of_memory
 from qlora.model.distributed import all_gather, broadcast, is_main_process, process_group
 from qlora.model.loading import check_context
 from qlora.model.manifest import verified_folder
@@ -57,6 +57,7 @@ def train(values: Params, *, train: Path, validation: Path, manifests: Path, ada
     params = {name: getattr(values, name).model_dump() for name in TRACKED} | {"data.on_invalid": values.data.on_invalid}
     folder = checkpoint_folder(params, [train, validation, manifests / f"{values.base_model.name}.json"])
     with process_group(), Interruption() as interruption:
+        require_compiler(values.hardware)
         device = set_up_device(values.hardware, deterministic=values.train.deterministic, processes=values.hardware.num_processes)
         with Checkpoints(folder) as checkpoints:
             if broadcast(is_main_process() and checkpoints.reuse_finished(outputs._asdict())):

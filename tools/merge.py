@@ -151,18 +151,18 @@ def _kept_when_it_fails(folder: Path, arguments: argparse.Namespace) -> Iterator
         yield
     except InputError as error:
         raise InputError(error.code, f"{error.message}. {folder} keeps the merged model, which was not compared") from error
-    except (UserFacingError, RuntimeError, MemoryError) as error:
+    except (UserFacingError, RuntimeError, MemoryError, OSError) as error:
         # What answers prompts names a param in its own message.
         cause = error.__cause__ if isinstance(error, MachineError) and error.__cause__ else error
         out_of_memory = device.out_of_memory(cause)
-        if not out_of_memory and not isinstance(error, UserFacingError):
+        if not out_of_memory and not isinstance(error, UserFacingError | OSError):
             raise
         # The message of a signal says that nothing was written.
         reason = out_of_memory or ("a signal came" if isinstance(error, StoppedError) else str(error))
         less = f"What saves memory: {LESS_MEMORY}. " if out_of_memory else ""
         raise MachineError(
             "merge-not-compared",
-            f"{folder} keeps the merged model, which was not compared: {reason}. {less}No param need change; this goes on from there: "
+            f"{folder} keeps the merged model, which was not compared: {reason}. {less}No param has to change; to continue: "
             f"`python -m tools.merge --compare{_flags(arguments)}`",
         ) from error
 
@@ -170,7 +170,7 @@ def _kept_when_it_fails(folder: Path, arguments: argparse.Namespace) -> Iterator
 def _flags(arguments: argparse.Namespace) -> str:
     """Those of this call that a comparison reads, as they are typed."""
     names = ("out", "num_examples", "batch_tokens", "device", "gguf")
-    given = {"max_kl": f"{arguments.max_kl:g}", **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}}
+    given = {"max_kl": repr(arguments.max_kl), **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}}
     return "".join(f" --{name.replace('_', '-')}" + (f" {shlex.quote(str(value))}" if value else "") for name, value in given.items())
 
 
@@ -188,7 +188,7 @@ def _add_gguf(converter: Path, arguments: argparse.Namespace) -> None:
         gguf.convert(converter, out, partial, arguments.dtype)
         partial.rename(out / GGUF)
     except MachineError as error:
-        again = "`python -m tools.merge --compare --gguf` tries again"
+        again = f"`python -m tools.merge --compare{_flags(arguments)}` tries again"
         raise MachineError(error.code, f"{error.message}\n{out} holds the merged model without a GGUF file; {again}") from None
     finally:
         partial.unlink(missing_ok=True)
@@ -234,12 +234,16 @@ def _measure(
     place = device.set_up_device(hardware, deterministic=False)
     progress, device_map = values.runtime.progress, hardware.device_map if place.type == "cuda" else None
 
+    tried = values.base_model
+    if place.type == "cpu" and tried.attn_implementation not in ("varlen", "sdpa", "eager"):
+        tried = tried.model_copy(update={"attn_implementation": "sdpa"})
+
     def adapted() -> Any:
-        trained_on = loading.load_model(values.base_model, base.folder, place, progress=progress, device_map=device_map)
+        trained_on = loading.load_model(tried, base.folder, place, progress=progress, device_map=device_map)
         return adapter.load_adapter(trained_on, ADAPTER, values.base_model.name)
 
     def merged() -> Any:
-        plain = values.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": arguments.dtype})
+        plain = tried.model_copy(update={"load_in_4bit": False, "load_in_8bit": False, "dtype": arguments.dtype})
         return loading.load_model(plain, folder, place, progress=progress, device_map=device_map)
 
     num_examples = arguments.num_examples or values.predict.num_examples

@@ -27,7 +27,7 @@ def set_up_device(hardware: HardwareParams, *, deterministic: bool, processes: i
         processes: How many share the work.
 
     Raises:
-        MachineError: `device: cuda` without a usable GPU, or without what Triton compiles its kernels with.
+        MachineError: `device: cuda` without a usable GPU.
         InputError: another number of processes was launched.
     """
     torch.set_num_threads(hardware.num_threads)
@@ -43,7 +43,6 @@ def set_up_device(hardware: HardwareParams, *, deterministic: bool, processes: i
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     require_gpu(hardware)
     if hardware.device == "cuda":
-        require_compiler()
         torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
         torch.backends.cudnn.allow_tf32 = hardware.tf32
     distributed.join(hardware.device)
@@ -52,9 +51,9 @@ def set_up_device(hardware: HardwareParams, *, deterministic: bool, processes: i
     return torch.device("cuda", torch.cuda.current_device()) if hardware.device == "cuda" else torch.device("cpu")
 
 
-def require_compiler() -> None:
+def require_compiler(hardware: HardwareParams) -> None:
     """Raises MachineError when Triton could not compile its launcher: TRL's loss needs it at the first update, after the whole baseline."""
-    if find_spec("triton") is None:
+    if hardware.device == "cpu" or find_spec("triton") is None:
         return
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or shutil.which(compiler) is None:

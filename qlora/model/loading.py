@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from qlora.core.errors import InputError, MachineError
 from qlora.core.files import read_record
-from qlora.model import attention  # noqa: F401 - registers `varlen`
+from qlora.model import attention
 from qlora.params.base_model import BaseModelParams
 
 
@@ -50,8 +50,10 @@ def load_model(
 
     Raises:
         InputError: the files are no causal language model, or quantised in another way than base_model asks for.
-        MachineError: the attention implementation asked for is not installed.
+        MachineError: the attention implementation asked for is not installed, or does not compute this model's attention.
     """
+    if params.attn_implementation == attention.NAME:
+        attention.refuse_model(load_config(folder))
     if not progress:
         transformers_logging.disable_progress_bar()
     if (stored := _quantised_as(folder)) and not getattr(params, stored):

@@ -17,9 +17,9 @@ class BaseModelParams(Section):
     load_in_4bit: bool
     """QLoRA: linear layers in 4 bits. An 8B base model then takes 5.7 GB in place of 16."""
     load_in_8bit: bool
-    """LLM.int8(): linear layers in 8 bits. An 8B base model then takes 9 GB in place of 16, rounded less than in 4 bits; slower as a rule. 
+    """LLM.int8(): linear layers in 8 bits. An 8B base model then takes 9 GB in place of 16, rounded less than in 4 bits; slower as a rule.
     Inputs are rounded to 8 bits too, but for the columns that hold a value above 6 in any token of the pass: what a token gives then depends a little
-    on the tokens and rows beside it, and so on batch sizes. Training on a CPU alone leaves inputs as they are. Dettmers et al. 2022, https://arxiv.org/abs/2208.07339"""
+    on the tokens and rows beside it, and so on batch sizes. Only training on a CPU leaves inputs unrounded. Dettmers et al. 2022, https://arxiv.org/abs/2208.07339"""
     bnb_4bit_quant_type: Literal["nf4", "fp4"]
     bnb_4bit_use_double_quant: bool
     """Quantises the scales too: saves 0.4 bits per weight."""

@@ -108,7 +108,7 @@ def _too_large(reason: str, rows: int, longest: int, params: PredictParams) -> M
     if rows == 1:
         return MachineError(
             "out-of-memory",
-            f"{batch} No predict.batch_tokens makes a batch smaller than that: lower predict.max_new_tokens, or set base_model.load_in_4bit to true",
+            f"{batch} No predict.batch_tokens makes a batch smaller than that: lower predict.max_new_tokens, or load the base model in fewer bits",
         )
     return MachineError(
         "out-of-memory",

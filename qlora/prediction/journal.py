@@ -55,13 +55,16 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self.nlls or self.answers):
+        if not (self.nlls or self.answers or self._kept_by_others()):
             self.remove()
         if self._file:
             self._file.close()
         if self._lock:
             self._lock.close()
         self._file = self._lock = None
+
+    def _kept_by_others(self) -> bool:
+        return self.folder is not None and any(path.stat().st_size for path in self.folder.glob("*.jsonl"))
 
     def add_nlls(self, number: int, nlls: Sequence[tuple[float, float]]) -> None:
         self._add({"number": number, "nlls": nlls})

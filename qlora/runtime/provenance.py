@@ -8,6 +8,8 @@ import hashlib
 import os
 import platform
 import re
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,8 @@ def _of_torch(device: "torch.device") -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": _gpu(device) if device.type == "cuda" else "cpu",
+        # No package of requirements.txt, and a kernel that attention may run on.
+        **{name: version(name) for name in ("flash-attn", "flash-attn-3") if find_spec(name.replace("-", "_"))},
         "determinism": {
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,

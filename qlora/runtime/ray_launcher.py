@@ -208,6 +208,8 @@ def _look(ray: Any, actors: Sequence[Any], ranks: Ranks) -> list[_Found]:
         token = uuid.uuid4().hex
         file.write(token)
         file.flush()
+        # A disk over a network may show others what is written only then.
+        os.fsync(file.fileno())
         asked = [actor.look.remote([file.name, str(Path.cwd()), sys.executable], token) for actor in actors]
         try:
             while len(ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[0]) < len(asked):
@@ -267,7 +269,9 @@ class _RemoteProcess:
         deadline = time.monotonic() + END_SECONDS
         while self.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        return -signal.SIGKILL if self.returncode is None else self.returncode
+        if self.returncode is None:
+            self.returncode = -signal.SIGKILL
+        return self.returncode
 
 
 def _first_line(error: BaseException) -> str:

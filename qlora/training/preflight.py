@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
+from transformers import PretrainedConfig, TrainerCallback
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from qlora.core.errors import MachineError
@@ -25,7 +25,7 @@ CHANGES: tuple[tuple[str, Any, str], ...] = (
     ("hardware.activation_checkpointing", True, "20 to 45 % more time"),
     ("hardware.per_device_train_batch_size", 1, "the same updates, by more accumulation"),
     ("lora.lora_dropout", 0.0, "its masks and copies are kept for each layer"),
-    ("base_model.load_in_4bit", True, "another base model: its baseline runs again"),
+    ("base_model.load_in_4bit", True, "another base model: its baseline runs again; load_in_8bit: false with it"),
     ("base_model.load_in_8bit", True, "another base model: its baseline runs again; in place of 4 bits"),
     ("base_model.attn_implementation", attention.NAME, "no mask, no copies of keys and values; other last digits"),
     ("train.optim", "adamw_bnb_8bit", "other last digits"),
@@ -59,8 +59,7 @@ def check_machine(params: Params, config: PretrainedConfig) -> Estimate:
                 f"or choose {attention.NAME!r} or 'sdpa'",
             )
     if base.attn_implementation == attention.NAME:
-        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-        attention.refuse_model(config, model_class)
+        attention.refuse_model(config)
     needed = estimate(params, config)
     here = memory_bytes(params.hardware)
     if needed.total > here:
@@ -93,7 +92,13 @@ def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[s
         if new == old or not _goes_with(params, key, new) or (new == attention.NAME and old not in ("sdpa", "eager")):
             continue
         changed = params.model_copy(update={section: getattr(params, section).model_copy(update={key: new})})
-        saved = needed.total - estimate(changed, config).total
+        try:
+            if new == attention.NAME:
+                attention.refuse_model(config)
+            saved = needed.total - estimate(changed, config).total
+        except MachineError:
+            # Of this base model.
+            continue
         if saved >= needed.total / 20:
             found.append((saved, f"{name}: {str(new).lower()}   -{in_units(saved)} ({cost})"))
     return [line for _, line in sorted(found, reverse=True)]
@@ -102,6 +107,8 @@ def advice(needed: Estimate, params: Params, config: PretrainedConfig) -> list[s
 def _goes_with(params: Params, key: str, new: Any) -> bool:
     """Whether params.yaml would be taken with this change."""
     base, hardware = params.base_model, params.hardware
+    if new == attention.NAME:
+        return not (hardware.device == "cuda" and base.dtype == "float32")
     if new == "fsdp2":
         return hardware.num_processes > 1 and not base.load_in_8bit
     if key == "load_in_8bit" and (base.load_in_4bit or hardware.strategy == "fsdp2"):

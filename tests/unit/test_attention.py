@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora.core.errors import MachineError
 from qlora.model import attention
+from qlora.model.loading import load_model
 from qlora.params import Params
 from qlora.training import preflight
 from qlora.training.tokenization import Example
@@ -135,15 +136,24 @@ def test_packed_rows_without_where_they_begin_get_their_mask() -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "words"),
     [
-        ("gpt_oss", {}, "GptOssAttention has attention sinks"),
-        ("gemma2", {}, "Gemma2Attention caps its attention scores"),
-        ("llama", {"attention_dropout": 0.1}, "LlamaAttention drops attention weights"),
+        ("gpt_oss", {}, "GptOssAttention has attention sinks .*set it to 'eager'"),
+        ("gemma2", {}, "Gemma2Attention caps its attention scores .*set it to 'eager'"),
+        ("llama", {"attention_dropout": 0.1}, "LlamaAttention drops attention weights .*set it to 'sdpa'"),
+        ("qwen2_moe", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}, "its sliding window of 7 tokens: set it to 'sdpa'"),
     ],
 )
 def test_what_the_kernel_does_not_compute_is_refused_by_name(family: str, changes: dict[str, Any], words: str) -> None:
-    model = model_of(family, "varlen", **changes)
-    with pytest.raises(MachineError, match=rf"\[attention-missing\] base_model.attn_implementation = 'varlen': {words}.*set it to 'sdpa'"):
+    model = model_of(family, "varlen", **changes).to(torch.float32)
+    with pytest.raises(MachineError, match=rf"\[attention-missing\] base_model.attn_implementation = 'varlen': .*{words}"):
         logits_and_gradients(model, packed())
+
+
+@pytest.mark.parametrize(("family", "words"), [("gpt_oss", "attention sinks"), ("gemma2", "caps its attention scores")])
+def test_what_sdpa_would_leave_out_is_refused_without_packed_rows_too(family: str, words: str) -> None:
+    """It ignores attention sinks without a word, and so would answers."""
+    model = model_of(family, "varlen").to(torch.float32).eval()
+    with pytest.raises(MachineError, match=words), torch.no_grad():
+        model(input_ids=torch.arange(5)[None])
 
 
 def test_a_model_that_does_not_tell_its_attention_where_conversations_begin_is_refused() -> None:
@@ -162,7 +172,7 @@ def test_a_model_that_does_not_tell_its_attention_where_conversations_begin_is_r
     ("family", "changes", "words"),
     [
         ("llama", {"attention_dropout": 0.1}, "drops attention weights"),
-        ("gemma2", {}, "caps its attention scores"),
+        ("gemma2", {}, "takes no sdpa, which computes its answers: set it to 'eager'"),
         ("llama4_text", {}, "takes no flash kernels"),
     ],
 )
@@ -171,3 +181,19 @@ def test_it_is_refused_before_anything_long_begins(default_params: Params, famil
     config = AutoConfig.for_model(family, **(SIZES | changes))
     with pytest.raises(MachineError, match=words):
         preflight.check_machine(params, config)
+
+
+def test_a_model_that_can_not_use_it_is_not_advised_to(default_params: Params) -> None:
+    """The advice of a training that does not fit estimates it too."""
+    params = changed(default_params, base_model__attn_implementation="eager")
+    config = AutoConfig.for_model("gemma2", **SIZES)
+    needed = preflight.estimate(params, config)
+    assert not [line for line in preflight.advice(needed, params, config) if "attn_implementation" in line]
+
+
+def test_it_is_refused_when_the_model_is_loaded(default_params: Params, tmp_path: Path) -> None:
+    """By the baseline, before the weights are read."""
+    AutoConfig.for_model("gemma2", **SIZES).save_pretrained(tmp_path)
+    params = changed(default_params, base_model__attn_implementation="varlen").base_model
+    with pytest.raises(MachineError, match="Gemma2ForCausalLM takes no sdpa"):
+        load_model(params, tmp_path, torch.device("cpu"), progress=False)

@@ -60,22 +60,21 @@ def test_each_process_needs_a_gpu_of_its_own(default_params: Params, monkeypatch
 def test_what_the_loss_is_compiled_with_is_missed_before_the_baseline(
     default_params: Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, words: str
 ) -> None:
-    monkeypatch.setattr(device, "require_gpu", lambda _: None)
     monkeypatch.setattr(device, "find_spec", lambda _: "triton is there")
     monkeypatch.setattr(device.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(device.shutil, "which", lambda name: None if missing == "gcc" else f"/usr/bin/{name}")
     hardware = default_params.hardware.model_copy(update={"device": "cuda"})
     with pytest.raises(MachineError, match=rf"\[compiler-missing\] .*{words}") as caught:
-        device.set_up_device(hardware, deterministic=False)
+        device.require_compiler(hardware)
     assert caught.value.exit_code == 3
     # Where nothing is missing, or nothing is compiled.
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
-    device.require_compiler()
+    device.require_compiler(hardware)
     (tmp_path / "Python.h").unlink()
     monkeypatch.setattr(device, "find_spec", lambda _: None)
-    device.require_compiler()
+    device.require_compiler(hardware)
 
 
 def test_a_process_too_few_is_refused(default_params: Params) -> None:
