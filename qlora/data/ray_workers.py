@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora.core.errors import MachineError
 from qlora.data.workers import Engine, Item, available_processes, in_turn, results_of
 from qlora.runtime.ray_session import begin, import_ray, restore_sigterm
+
+if TYPE_CHECKING:
+    import psutil
 
 ITEMS_AHEAD = 2
 """Batches that a task makes before the first of them is taken."""
@@ -38,6 +41,7 @@ def ray_engine(num_workers: int | None) -> Iterator[Engine]:
     address = os.environ.get("RAY_ADDRESS")
     # All of Ray is called in this thread: our handlers of signals raise, which in the middle of Ray's own code blocked or crashed the process, and
     # they do so in the main thread alone. There Ray would also put a handler of its own in the place of ours.
+    own = set(_children())
     with ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(_begin, ray, address, num_workers).result()
@@ -46,7 +50,7 @@ def ray_engine(num_workers: int | None) -> Iterator[Engine]:
             # More tasks than cores: the last would wait for the first to end, and those for the last's items to be taken.
             yield _engine(ray, thread, min(num_workers or cores, cores))
         finally:
-            thread.submit(_end, ray, address).result()
+            thread.submit(_end, ray, address, own).result()
 
 
 def _begin(ray: Any, address: str | None, num_workers: int | None) -> None:
@@ -54,11 +58,20 @@ def _begin(ray: Any, address: str | None, num_workers: int | None) -> None:
     begin(ray, address or "local", **here)
 
 
-def _end(ray: Any, address: str | None) -> None:
+def _children() -> "list[psutil.Process]":
+    """Processes that this one has begun, and theirs."""
     import psutil  # noqa: PLC0415 - only here
 
-    # Ended early, Ray leaves its agents behind, which notice after a minute. This process began no others.
-    begun = [] if address else psutil.Process().children(recursive=True)
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def _end(ray: Any, address: str | None, own: "set[psutil.Process]") -> None:
+    """End Ray, but no process of this program's own, which were there before."""
+    import psutil  # noqa: PLC0415
+
+    # Ended early, Ray leaves its agents behind, which notice after a minute.
+    begun = [] if address else [process for process in _children() if process not in own]
     ray.shutdown()
     for process in begun:
         with suppress(psutil.NoSuchProcess):

@@ -52,7 +52,7 @@ def test_the_seed_recipe_keeps_its_right_values() -> None:
     values = Params.model_validate(YAML(typ="safe").load(recipes.compose(PARAMS, recipes.path_of("llama3-8b-rtx4090"))))
     assert (values.lora.r, values.lora.lora_alpha, values.lora.lora_dropout, values.lora.target_modules) == (16, 8, 0.05, "all-linear")
     assert (values.train.learning_rate, values.train.num_train_epochs, values.train.batch_size, values.train.max_grad_norm) == (2e-4, 3, 2, 0.3)
-    assert values.gradient_accumulation_steps == 2
+    assert values.gradient_accumulation_steps == 1, "both rows in one pass"
     assert record["sequence", "max_length"] == 3072
 
 

@@ -49,10 +49,14 @@ def of_this_process() -> set[int]:
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    before = of_this_process()
-    with ray_engine(2) as made:
-        yield made
-    assert of_this_process() <= before
+    # One that this process began itself, such as multiprocessing's.
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as own:
+        before = of_this_process()
+        with ray_engine(2) as made:
+            yield made
+        assert own.pid in of_this_process() <= before
+        assert own.poll() is None, "it was ended with Ray"
+        own.communicate()
 
 
 def numbers(share: int, shares: int) -> Iterator[int]:
