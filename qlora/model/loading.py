@@ -61,35 +61,40 @@ def load_model(
             "base-model-quantised",
             f"{folder} holds weights that bitsandbytes quantised, but base_model.{stored} is false: set it to true, or pin the unquantised model",
         )
+    with quantised_on(quantise_on) if quantise_on else nullcontext():
+        model, missing = _read(params, folder, device_map or {"": device})
+    # transformers fills them with random numbers and goes on.
+    if missing:
+        raise InputError("base-model-unloadable", f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: pin a whole model")
+    _keep_4bit_backward_exact(model)
+    if params.load_in_8bit:
+        _keep_no_inputs_of_8bit(model)
+    model.requires_grad_(False)
+    return model
+
+
+def _read(params: BaseModelParams, folder: Path, device_map: str | dict[str, torch.device]) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of weights that the files lack."""
     dtype: torch.dtype = getattr(torch, params.dtype)
     try:
-        with quantised_on(quantise_on) if quantise_on else nullcontext():
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=params.attn_implementation,
-                quantization_config=_quantization(params),
-                device_map=device_map or {"": device},
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=params.attn_implementation,
+            quantization_config=_quantization(params),
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except ImportError as error:
         raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "mismatch" not in str(error):
             raise
         raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
-    # transformers fills them with random numbers and goes on.
-    if missing := sorted(found[1]["missing_keys"]):
-        raise InputError("base-model-unloadable", f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: pin a whole model")
-    model: PreTrainedModel = found[0]
-    _keep_4bit_backward_exact(model)
-    if params.load_in_8bit:
-        _keep_no_inputs_of_8bit(model)
-    model.requires_grad_(False)
-    return model
+    return found[0], sorted(found[1]["missing_keys"])
 
 
 def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:

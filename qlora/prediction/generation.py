@@ -68,9 +68,8 @@ def generate(
 ) -> dict[int, Answer]:
     """The answers to the prompts of these batches, by the number of the prompt.
 
-    Prompts of a batch are padded on the left and masked. An answer ends at its first stop token, after max_new_tokens, or where the model's
-    context ends, whatever its batch goes on to do. A drawn answer depends on the seed and its batch, not on which other batches
-    this process answers.
+    Prompts of a batch are padded on the left and masked. An answer ends at its first stop token, after max_new_tokens, or where the model's context
+    ends, whatever its batch goes on to do. A drawn answer depends on the seed and its batch, not on which other batches this process answers.
 
     Args:
         batches: Prompts answered together, by the number of the batch. The longest of each says where its context ends: see batches_of.
@@ -82,22 +81,22 @@ def generate(
     Raises:
         MachineError: no memory is left; the message gives a smaller `predict.batch_tokens`.
     """
-    config = answer_config(params, tokenizer, stop_ids)
     # What this config leaves open, generate would take from the model's own: a repetition penalty, say, that no param shows.
-    model.generation_config = config
+    config = model.generation_config = answer_config(params, tokenizer, stop_ids)
     answers: dict[int, Answer] = {}
     for number, batch in batches.items():
         torch.manual_seed((seed << 20) + number)
-        config.max_new_tokens = min(params.max_new_tokens, context - max(len(prompts[index]) for index in batch))
+        longest = max(len(prompts[index]) for index in batch)
+        config.max_new_tokens = min(params.max_new_tokens, context - longest)
         try:
             new_ids = _generate_batch(model, [prompts[index] for index in batch], config)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not (reason := out_of_memory(error)):
-                raise
-            raise _too_large(reason, len(batch), max(len(prompts[index]) for index in batch), params) from error
+            if reason := out_of_memory(error):
+                raise _too_large(reason, len(batch), longest, params) from error
+            raise
         made = {index: answer_of(content_of, ids, set(stop_ids)) for index, ids in zip(batch, new_ids, strict=True)}
-        answers |= made
         done(made)
+        answers |= made
     return answers
 
 

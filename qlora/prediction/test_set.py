@@ -91,10 +91,14 @@ def predict(
         for seed in params.generation_seeds:
             answer = next(answers[seed]) if _is_asked(turn, params) else None
             predictions.append({**identity, "seed": seed, **likelihood, **_answered(answer)})
-    composition = [
+    return Measured(predictions, counts, _composition(asked, batches))
+
+
+def _composition(asked: Sequence[_Turn], batches: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Which turns were answered together."""
+    return [
         {"batch": number, "turns": [[asked[index].conversation.id, asked[index].number] for index in batch]} for number, batch in enumerate(batches)
     ]
-    return Measured(predictions, counts, composition)
 
 
 def _turns(conversation: Conversation, encoding: Encoding) -> list[_Turn]:

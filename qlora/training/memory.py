@@ -5,7 +5,7 @@ one forward pass over the longest rows shows what autograd keeps for the backwar
 alone stands in for the fused kernels, which keep queries, keys, values, the output and a number per head and token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -97,9 +97,6 @@ def estimate(params: Params, config: PretrainedConfig, *, attended: float | None
     gathered = 2 * sum(in_layers.values()) // layers + head if sharded else 0
     resting = sum(sizes.values()) - scales - (sum(in_layers.values()) - scales if hardware.offload_params else 0)
     held = scales + resting // (hardware.num_processes if sharded else 1)
-    largest = max((frozen[name].numel() for name in in_layers), default=0)
-    widest = max((max(frozen[name].shape) for name in in_layers), default=0)
-    logits = min(tokens, HEAD_TOKENS) * min(int(text.vocab_size), HEAD_WORDS)
     return Estimate(
         weights=held + gathered,
         adapter=trained * FLOAT,
@@ -107,13 +104,22 @@ def estimate(params: Params, config: PretrainedConfig, *, attended: float | None
         gradients=trained * FLOAT * (2 if hardware.num_processes > 1 and not sharded else 1),
         optimizer=trained * OPTIMIZER_BYTES[params.train.optim],
         activations=kept // layers + layers * tokens * int(text.hidden_size) * element if hardware.activation_checkpointing else kept,
-        temporary=max(
-            tokens * int(text.hidden_size) * (FLOAT + element) + logits * element,
-            3 * tokens * widest * element + (2 * largest * element if base.is_quantised else 0),
-        ),
+        temporary=_temporary_bytes(params, text, [frozen[name] for name in in_layers]),
         context=CONTEXT_BYTES if hardware.device == "cuda" else 0,
         flops_per_token=_flops_per_token(params, inner, prefixes, attended),
     )
+
+
+def _temporary_bytes(params: Params, text: PretrainedConfig, in_layers: Sequence[torch.Tensor]) -> int:
+    """Of the loss, or of a layer's backward pass, where a quantised weight is unpacked, whichever takes more."""
+    tokens = params.hardware.per_device_train_batch_size * params.sequence.max_length
+    element: int = getattr(torch, params.base_model.dtype).itemsize
+    largest = max((weight.numel() for weight in in_layers), default=0)
+    widest = max((max(weight.shape) for weight in in_layers), default=0)
+    logits = min(tokens, HEAD_TOKENS) * min(int(text.vocab_size), HEAD_WORDS)
+    loss = tokens * int(text.hidden_size) * (FLOAT + element) + logits * element
+    layer = 3 * tokens * widest * element + (2 * largest * element if params.base_model.is_quantised else 0)
+    return max(loss, layer)
 
 
 def _model(params: Params, config: PretrainedConfig) -> Any:
