@@ -156,7 +156,9 @@ def test_every_changed_param_environment_and_word_is_seen(sources: Sources) -> N
     text, tried = render(sources), 0
     values = sources.params.model_dump()
     for section, key in ((path[0], path[1]) for path in leaves(values)):
-        part = getattr(sources.params, section).model_copy(update={key: other(values[section][key])})
+        # One of its values is a boolean, and the others are words.
+        new = "pissa" if key == "init_lora_weights" else other(values[section][key])
+        part = getattr(sources.params, section).model_copy(update={key: new})
         changed: Params = sources.params.model_copy(update={section: part})
         # A path that is not in dvc.lock is refused before anything is rendered.
         if key not in ("train_file", "test_file"):

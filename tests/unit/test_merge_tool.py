@@ -71,7 +71,7 @@ def test_a_failed_conversion_leaves_the_accepted_model_in_place(merged: list[str
         raise MachineError("gguf-failed", "this architecture is not known")
 
     monkeypatch.setattr(gguf, "convert", failing)
-    with pytest.raises(MachineError, match=r"(?s)\[gguf-failed\].*--compare --gguf"):
+    with pytest.raises(MachineError, match=r"(?s)\[gguf-failed\].*tools.merge --compare --max-kl 0.005 --out models/merged --gguf`"):
         call(monkeypatch, merge, "--gguf")
     assert report()["accepted"] is True
     assert [path.name for path in Path("models/merged").iterdir()] == ["merge.json"]
