@@ -255,10 +255,11 @@ def other_attention(bench: Bench) -> Results:
     return trainings(bench, *((("flex_attention", True, 2), *installed) if bench.cuda else ()))
 
 
-def trainings(bench: Bench, *variants: tuple[str, bool, int]) -> Results:
-    """In 4 bits, by attention, activation checkpointing and rows a pass."""
+def trainings(bench: Bench, *variants: tuple[str, bool, int], four_bit: bool = True) -> Results:
+    """By attention, activation checkpointing and rows a pass."""
     for attention, checkpointing, rows in variants:
         values = {
+            "base_model__load_in_4bit": four_bit,
             "base_model__attn_implementation": attention,
             "hardware__activation_checkpointing": checkpointing,
             "hardware__per_device_train_batch_size": rows,
@@ -269,14 +270,7 @@ def trainings(bench: Bench, *variants: tuple[str, bool, int]) -> Results:
 
 def training_16bit(bench: Bench) -> Results:
     """LoRA on the base model in 16 bits."""
-    for checkpointing, rows in ((False, 2), (True, 8)):
-        values = {
-            "base_model__load_in_4bit": False,
-            "hardware__activation_checkpointing": checkpointing,
-            "hardware__per_device_train_batch_size": rows,
-        }
-        name = f"varlen, {'checkpointing' if checkpointing else 'none recomputed'}, {rows} row{'s' if rows > 1 else ''}"
-        yield name, lambda values=values: bench.train(**values)
+    return trainings(bench, ("varlen", False, 2), ("varlen", True, 8), four_bit=False)
 
 
 def plain_trl(bench: Bench) -> Results:

@@ -112,7 +112,7 @@ def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
 
 
 class QuantiseElsewhere(Bnb4bitQuantize):
-    """Quantises one weight at a time on a device of its own, and brings it back in 4 bits."""
+    """Quantises one weight at a time on a device of its own, and returns it in 4 bits."""
 
     def __init__(self, quantizer: Bnb4BitHfQuantizer, device: torch.device) -> None:
         super().__init__(quantizer)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """The processes of one stage on the machines of a Ray cluster that exists already (docs/cluster.md).
 
-Ray chooses the machines, gives each process its GPU, brings what it prints and says when a process or machine is gone. The rest is as on one machine
+Ray chooses the machines, gives each process its GPU, forwards its output and reports when a process or machine is lost. The rest is as on one machine
 (launcher.py): torchrun's variables, the environment of the launching process, exit codes, messages. All machines see one checkout at one path.
 """
 

@@ -98,7 +98,7 @@ def test_weights_that_are_quantised_elsewhere_are_the_same_bytes(
         there.append(weakref.ref(sent))
         return sent
 
-    def bring(self: Any, weight: Any, place: torch.device) -> Any:
+    def send_back(self: Any, weight: Any, place: torch.device) -> Any:
         there.append(weakref.ref(weight.data))
         copy = deepcopy(weight)
         copy.module.quant_state = copy.quant_state
@@ -106,7 +106,7 @@ def test_weights_that_are_quantised_elsewhere_are_the_same_bytes(
 
     back = QuantiseElsewhere.back
     monkeypatch.setattr(QuantiseElsewhere, "there", send)
-    monkeypatch.setattr(QuantiseElsewhere, "back", bring)
+    monkeypatch.setattr(QuantiseElsewhere, "back", send_back)
     cpu = torch.device("cpu")
     expected = dict(load_model(params, TINY, cpu, progress=False).named_parameters())
     assert held == [], "without quantise_on nothing is sent"
