@@ -301,10 +301,11 @@ def rehearsal(record: Record) -> list[Subject]:
 
 def gpu(record: Record) -> list[Subject]:
     """One table for each GPU."""
-    return [one_gpu(name, entry["sections"]) for name, entry in record.items()]
+    return [one_gpu(name, entry["sections"], entry.get("whole", [])) for name, entry in record.items()]
 
 
-def one_gpu(name: str, sections: dict[str, Record]) -> Subject:
+def one_gpu(name: str, sections: dict[str, Record], whole: Sequence[str]) -> Subject:
+    """`whole` names the sections of which every variant ran."""
     limit = sections.get("matrix_products", {}).get("bfloat16", {}).get("tflops")
     rows = [Row("products of large bfloat16 matrices", Figure(limit, " TFLOP/s"), "the limit of what follows")] if limit else []
     trainings = {
@@ -338,7 +339,9 @@ def one_gpu(name: str, sections: dict[str, Record]) -> Subject:
                 reasons[entry["failed"].partition(". ")[0].rstrip(".")].append(f"`{section}`: {setup}")
     failed = [f"{'; '.join(setups)} ({reason})" for reason, setups in reasons.items()]
     absent = [f"`{section}`" for section in SECTIONS if section not in sections]
-    notes = [f"{words}: {'; '.join(names)}." for words, names in (("Did not run", failed), ("No result of", absent)) if names]
+    cut = [f"`{section}`" for section in sections if section not in whole]
+    listed = ("Did not run", failed), ("Cut short, so that variants are missing", cut), ("No result of", absent)
+    notes = [f"{words}: {'; '.join(names)}." for words, names in listed if names]
     return Subject(f"Training on one {name}", how, rows, notes)
 
 
@@ -406,7 +409,7 @@ def recipe_of_24_gb(setups: dict[str, Record]) -> list[Row]:
     share = ours["tokens_per_second"] / setups[best]["tokens_per_second"]
     # What a card must have is what torch takes from the driver, which is more than its tensors.
     met = GOALS["gpu 24 GB"].is_met_by(ours["peak_reserved_gib"]) or share >= SHARE_OF_BEST_24_GB
-    words = f"its rate is {number(share)} of the best within 22 GiB of this card: {best}, {rate(setups[best])}"
+    words = f"its rate is {number(share)} of the best within 22 GiB of this card: {best}, {rate(setups[best])}" if len(setups) > 1 else ""
     return [Row("peak memory of the recipe for a 24 GB card", Figure(ours["peak_reserved_gib"], " GiB"), words, "gpu 24 GB", met)]
 
 
@@ -461,7 +464,7 @@ def page(results: Path) -> str:
         "",
         "Written by `python -m benchmarks.performance` from [benchmarks/results](../benchmarks/results); `make bench` measures everything again.",
         "",
-        f"**{len(verdicts) - len(short)} of {len(verdicts)} measured goals are met, {len(open_goals)} are not measured.**"
+        f"**{len(verdicts) - len(short)} of {len(verdicts)} measured goals are met; not measured: {len(open_goals)}.**"
         + (f" Falls short: {'; '.join(short)}." if short else ""),
         "",
         "A figure is the median of its rounds, with the least and the most of them in brackets. A ratio is of one round, in which both sides ran one",

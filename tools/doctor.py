@@ -46,6 +46,16 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def locks_of_git() -> Iterator[Finding]:
+    """Files by which Git, and dvc in its place, keeps others from writing a reference or the index. Only who made one removes it."""
+    names = {Path(part).name for line in _processes() for part in line[:2]}
+    folder = Path(git("rev-parse", "--git-common-dir") or ".git")
+    left = sorted([*folder.glob("*.lock"), *(folder / "refs").rglob("*.lock")])
+    if left and not names & {"git", "dvc"}:
+        quoted = " ".join(shlex.quote(str(path)) for path in left)
+        yield Finding(f"a killed git or dvc left {', '.join(map(str, left))}: what these lock can't be written", f"rm -f {quoted}")
+
+
 def detached_head() -> Iterator[Finding]:
     if git("rev-parse", "--git-dir") and not git("symbolic-ref", "--quiet", "HEAD"):
         branch = git("rev-parse", "--abbrev-ref", "@{-1}") or "main"
@@ -222,6 +232,11 @@ def left_behind() -> Iterator[Finding]:
 
 def _running(*words: str) -> bool:
     """Whether a process of this user with these words in its command line works in this folder or below."""
+    return any(all(any(word in part for part in line) for word in words) for line in _processes())
+
+
+def _processes() -> Iterator[list[str]]:
+    """The command lines of this user's other processes that work in this folder or below."""
     here = Path.cwd()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -229,9 +244,8 @@ def _running(*words: str) -> bool:
             place = (process / "cwd").resolve()
         except OSError:
             continue
-        if int(process.name) != os.getpid() and place.is_relative_to(here) and all(any(word in part for part in line) for word in words):
-            return True
-    return False
+        if int(process.name) != os.getpid() and place.is_relative_to(here):
+            yield line
 
 
 def _found(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -250,6 +264,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     no_environment,
     other_versions,
     foreign_owner,
+    locks_of_git,
     detached_head,
     experiment_in_the_middle,
     broken_rwlock,

@@ -61,10 +61,11 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
 
 
 def leave_inputs_to_autocast(model: PeftModel, params: Params) -> None:
-    """Keep the inputs of adapters in bfloat16, where that gives the same bits.
+    """Keep the inputs of adapters in bfloat16, where that computes the same.
 
-    PEFT casts each to the adapter's float32, and autocast casts it back at once, after a copy of each layer's input of twice the size. Dropout is
-    between the two casts. On a CPU it scales by a factor that it rounds to the type of its input, so there the copies stay.
+    PEFT casts each to the adapter's float32, and autocast casts it back at once, after a copy of each layer's input of twice the size. Without
+    dropout between the two casts the bits are the same. On a GPU dropout draws another mask for another type, which is as good; what it keeps it
+    scales in float32 either way. On a CPU it rounds its factor to the type of its input, so there the copies stay.
     """
     if params.base_model.dtype == "bfloat16" and (params.hardware.device == "cuda" or params.lora.lora_dropout == 0):
         for module in model.modules():

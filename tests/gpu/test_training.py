@@ -90,11 +90,13 @@ def test_no_pass_builds_a_mask_or_copies_keys_and_values(bench: Bench, tmp_path:
     assert {call["query"].dtype for call in seen} == {torch.bfloat16}
 
 
-def test_dropout_gives_the_same_bits_in_either_type() -> None:
-    """Which is why the inputs of adapters stay in bfloat16 on a GPU; the CPU rounds its factor."""
+def test_dropout_scales_what_it_keeps_the_same_in_either_type() -> None:
+    """Why the inputs of adapters stay in bfloat16 on a GPU, where only the mask differs; the CPU rounds its factor."""
     inputs = torch.randn(3, 1000, 4097, dtype=torch.bfloat16, device=DEVICE)
-    found = []
+    kept = []
     for dtype in (torch.bfloat16, torch.float32):
         torch.manual_seed(1)
-        found.append(torch.nn.functional.dropout(inputs.to(dtype), 0.05).bfloat16())
-    assert torch.equal(*found) == CUDA
+        kept.append(torch.nn.functional.dropout(inputs.to(dtype), 0.05).bfloat16())
+    of_both = (kept[0] != 0) & (kept[1] != 0)
+    assert of_both.float().mean() > 0.85
+    assert torch.equal(kept[0][of_both], kept[1][of_both]) == CUDA

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import stages.train
+from benchmarks import gpu
 from benchmarks.gpu import Bench
 from qlora.model import attention
 from qlora.training import lora, trainer
@@ -47,3 +48,24 @@ def test_it_calls_what_the_stage_calls(seen: set[tuple[str, Any]], tokenizer: An
     trainer_of(params, model, tokenizer, bench.conversations(200, 64), [], tmp_path / "stage").train()
     assert timed == seen
     assert {("attention", torch.bfloat16), ("autocast", True), ("attention asked for", "varlen")} < timed
+
+
+def test_a_section_that_was_cut_short_keeps_what_it_has_and_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "gpu.json"
+    stopped = [True]
+
+    def second() -> dict[str, Any]:
+        if stopped[0]:
+            raise KeyboardInterrupt
+        return {"tflops": 2}
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"matrix_products": lambda _: iter([("first", lambda: {"tflops": 1}), ("second", second)])})
+    bench = Bench("tiny", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_section("matrix_products", bench, results)
+    (entry,) = gpu.read(results).values()
+    assert (entry["sections"], entry.get("whole")) == ({"matrix_products": {"first": {"tflops": 1}}}, None)
+    stopped[0] = False
+    gpu.run_section("matrix_products", bench, results)
+    (entry,) = gpu.read(results).values()
+    assert (list(entry["sections"]["matrix_products"]), entry["whole"]) == (["first", "second"], ["matrix_products"])
