@@ -238,7 +238,24 @@ def train_cpu(record: Record) -> list[Subject]:
     rows = [Row("rate of training", Figure.of(record["times_bare"], " times", record["times_bare_median"]), beside, "training")]
     how = f"`python -m benchmarks.train_cpu`, {len(record['times_bare'])} rounds of {record['steps']} updates of the embedded default."
     note = f"The noise: the bare trainer's slowest round ran at {number(record['bare_slowest_to_fastest'])} of the rate of its own fastest."
-    return [Subject("Training on a CPU", how, rows, [note])]
+    return [Subject("Training on a CPU", how, rows, [note]), *ways_of_waiting(record.get("threads", {}))]
+
+
+def ways_of_waiting(record: Record) -> list[Subject]:
+    if not record:
+        return []
+    rates = record["tokens_per_second"]
+    rows = []
+    for name, found in rates.items():
+        for place, words in (("alone", "alone"), ("beside", "beside a busy process")):
+            times = statistics.median(ratios(found[place], rates["as it is"][place]))
+            beside = "" if name == "as it is" else f"{number(times)} times the rate as it is"
+            rows.append(Row(f"{name}, {words}", Figure.of(found[place], " tokens/s"), beside))
+    how = (
+        f"`python -m benchmarks.train_cpu --threads`, {record['steps']} updates of the embedded default on {record['machine']['cores']} cores. Its "
+        "two threads spin while they wait for one another; GOMP_SPINCOUNT says how long."
+    )
+    return [Subject("Training on a CPU that others use too", how, rows)]
 
 
 def checkpoint_cost(record: Record) -> list[Subject]:

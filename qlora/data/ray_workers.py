@@ -85,11 +85,12 @@ def _engine(ray: Any, thread: ThreadPoolExecutor, tasks: int) -> Engine:
         return [task.remote(str(Path.cwd()), make, share, shares) for share in range(shares)]
 
     def receive(streams: list[Any], share: int) -> Any:
-        while not thread.submit(ray.wait, streams[share : share + 1], timeout=WAIT_SECONDS).result()[0]:
-            pass
         try:
+            while not thread.submit(ray.wait, streams[share : share + 1], timeout=WAIT_SECONDS).result()[0]:
+                pass
             return thread.submit(lambda: ray.get(next(streams[share]))).result()
-        except ray.exceptions.RayError as error:
+        # What a task raises comes as an item. A ValueError is Ray's for an item whose owner died before it was asked for.
+        except (ray.exceptions.RayError, ValueError) as error:
             raise MachineError(
                 "worker-died",
                 f"task {share + 1} of {len(streams)} ended in the middle of its work ({error}): no memory was left, a machine of the cluster lacks "

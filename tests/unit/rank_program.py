@@ -17,7 +17,8 @@ from qlora.runtime.signals import handle_early_signals
 def main() -> None:
     action, acting = sys.argv[1], int(sys.argv[2])
     if action == "see":
-        # Both streams of another one than the first are kept back.
+        # Its launcher's end would end it too; and both streams of another one than the first are kept back.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         Path(sys.argv[3], os.environ["RANK"]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")
         time.sleep(float(sys.argv[4]))
         return
@@ -42,6 +43,8 @@ def take_part(action: str, acting: int) -> None:
 
     with distributed.process_group():
         distributed.join("cpu")
+        # One that ends while another still connects to it makes gloo print lines of its own.
+        dist.barrier()
         act(action, acting)
         rank, size = distributed.rank_and_size()
         total = torch.tensor([rank + 1])

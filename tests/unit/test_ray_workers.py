@@ -96,6 +96,16 @@ class TestRay:
         with pytest.raises(MachineError, match=r"\[worker-died\] task [12] of 2 .*Lower runtime.num_workers"):
             list(engine(dying, divisible=True))
 
+    def test_an_item_whose_owner_died_before_it_was_waited_for_is_that_task_s(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        import ray
+
+        def lost(*_: Any, **__: Any) -> Any:
+            raise ValueError("An application is trying to access a Ray object whose owner is unknown")
+
+        monkeypatch.setattr(ray, "wait", lost)
+        with pytest.raises(MachineError, match=r"\[worker-died\] task 1 of 2 .*owner is unknown"):
+            list(engine(numbers, divisible=True))
+
     def test_tasks_are_only_a_few_items_ahead(self, engine: Engine, tmp_path: Path) -> None:
         from functools import partial
 
