@@ -79,31 +79,27 @@ def test_signals_end_the_training_with_a_checkpoint_and_a_rerun_goes_on(clone: C
     assert files_with_a_token(clone.path) == []
 
 
-def test_no_trainer_goes_on_without_its_dvc(clone: Clone, expected: dict[str, bytes]) -> None:
-    """Whatever the shell that dvc runs it by."""
+def test_a_killed_training_goes_on_and_none_outlives_its_dvc(clone: Clone, expected: dict[str, bytes]) -> None:
+    """One training that is killed three times: with its dvc, whatever the shell that dvc runs it by, and alone, before edits outside the training."""
     before: Any = []
-    for shell in ("/bin/sh", None):
+    for shell in ("/bin/sh", None, "of the trainer"):
         # The second one begins at once and waits for the first to end.
-        dvc = started(clone, "dvc", "repro", "train", SHELL=shell)
+        dvc = started(clone, "dvc", "repro", "train", **({} if shell == "of the trainer" else {"SHELL": shell}))
         wait_for(lambda before=before: another_checkpoint(clone, before))
         before = checkpoint(clone)
-        dvc.kill()
-        dvc.wait()
-    assert ran(clone.run("dvc", "repro", "train")) == {"train"}
-    assert processes(clone.path) == []
-    assert clone.outputs() == expected
-
-
-def test_a_killed_trainer_goes_on_from_its_last_checkpoint_also_after_edits_outside_the_training(clone: Clone, expected: dict[str, bytes]) -> None:
-    dvc = started(clone, "dvc", "repro", "train")
-    wait_for(lambda: checkpoint(clone))
-    (trainer,) = processes(clone.path, "-m stages.train")
-    os.kill(trainer, signal.SIGKILL)
-    assert dvc.wait(60) != 0
+        if shell == "of the trainer":
+            (trainer,) = processes(clone.path, "-m stages.train")
+            os.kill(trainer, signal.SIGKILL)
+            assert dvc.wait(60) != 0
+        else:
+            dvc.kill()
+            dvc.wait()
     for name in ("qlora/scoring/report/__init__.py", "qlora/delivery/hub.py", "qlora/runtime/locks.py", "stages/evaluate.py", "tools/compare.py"):
         with (clone.path / name).open("a", encoding="utf-8") as file:
             file.write("# edited\n")
-    assert "resuming from checkpoint" in clone.run("dvc", "repro", "train")
+    assert ran(again := clone.run("dvc", "repro", "train")) == {"train"}
+    assert "resuming from checkpoint" in again
+    assert processes(clone.path) == []
     assert clone.outputs() == expected
 
 
