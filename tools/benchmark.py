@@ -151,8 +151,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     record = benchmark(params.load(Path("params.yaml")), arguments)
     write_json(REPORT, record)
-    print(table(record))
-    print(f"\n{REPORT}: written")
+    command.say(table(record))
+    command.say(f"\n{REPORT}: written")
 
 
 if __name__ == "__main__":

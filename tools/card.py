@@ -45,12 +45,12 @@ def main() -> None:
     computed = render(read_sources(environment))
     if arguments.check:
         check(CARD.read_text(encoding="utf-8"), computed)
-        print(f"{CARD} says what is computed")
+        command.say(f"{CARD} says what is computed")
         return
     with atomic_writers([CARD, FROZEN_ENVIRONMENT]) as (card, frozen):
         card.write(computed.encode())
         frozen.write(json_document(environment))
-    print(f"{CARD}: written, with {FROZEN_ENVIRONMENT}: commit both; read the card before you publish it")
+    command.say(f"{CARD}: written, with {FROZEN_ENVIRONMENT}: commit both; read the card before you publish it")
 
 
 if __name__ == "__main__":

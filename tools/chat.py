@@ -70,7 +70,7 @@ def ask(chat: "Chat", messages: Sequence[Message], sides: Sequence[str]) -> "Ans
             print(f"{side}: ", end="", flush=True)
         with _side(chat, side):
             answer = chat.answer(messages, _print_visible if streaming else None)
-        print("" if streaming else answer.text, flush=True)
+        command.say("" if streaming else answer.text)
         if chat.interrupted:
             return answer if side == sides[-1] else None
         if not answer.stopped:

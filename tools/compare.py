@@ -257,11 +257,11 @@ def _leaderboard(score: str, base: str | None) -> None:
     if base and (reason := next(side.reason for side in found if side.name == base)):
         raise InputError("compare-missing", reason)
     shown, left_out, conversations = ranked(found, score, base, resamples=_resamples())
-    print(shown)
-    print(f"\n{conversations:,} conversations; better and worse than the one compared with, where the interval leaves out 0")
+    command.say(shown)
+    command.say(f"\n{conversations:,} conversations; better and worse than the one compared with, where the interval leaves out 0")
     _warn_of_few(conversations)
     if left_out:
-        print("\nnot ranked:\n  " + "\n  ".join(left_out))
+        command.say("\nnot ranked:\n  " + "\n  ".join(left_out))
 
 
 def main() -> None:
@@ -298,13 +298,13 @@ def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:
 
     both = [predictions(revision) for revision in (before, after)]
     differences = compare(*both, resamples=_resamples())
-    print(table(differences, before, after))
+    command.say(table(differences, before, after))
     conversations, answers = len({row["id"] for row in both[0]}), sum(row["answer"] is not None for row in both[0])
-    print(f"\n{conversations:,} conversations, {answers:,} answers; better and worse where the interval leaves out 0")
+    command.say(f"\n{conversations:,} conversations, {answers:,} answers; better and worse where the interval leaves out 0")
     _warn_of_few(conversations)
     absent = [name for name in MEASURES if name not in differences]
     if absent:
-        print(f"{' and '.join(absent)} can't be compared: the two took the same text for other tokens (bits_per_byte can)")
+        command.say(f"{' and '.join(absent)} can't be compared: the two took the same text for other tokens (bits_per_byte can)")
     if lost := [name for name in fail_if_worse if name in absent]:
         raise InputError("compare-score", f"{lost[0]} can't be compared between {before} and {after}: use bits_per_byte")
     if undefined := [name for name in fail_if_worse if differences[name].verdict == "not defined"]:
@@ -319,7 +319,7 @@ def _warn_of_few(conversations: int) -> None:
     from qlora.scoring.bootstrap import FEWEST  # noqa: PLC0415 - a second that --help need not take
 
     if conversations < FEWEST:
-        print(f"fewer than {FEWEST} conversations: too few for a verdict")
+        command.say(f"fewer than {FEWEST} conversations: too few for a verdict")
 
 
 if __name__ == "__main__":

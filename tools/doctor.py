@@ -12,7 +12,6 @@ import configparser
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,11 +26,14 @@ from qlora import params
 from qlora.core import environment
 from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, recorded, resolved
 from qlora.core.errors import InputError, UserFacingError
+from qlora.core.text import in_shell
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
 from qlora.runtime.locks import is_locked
 
 LITTLE_BYTES = 2_000_000_000
+FIXES = {"lock-damaged": "git checkout -- dvc.lock"}
+"""By the code of an error that ends a check."""
 
 
 class Finding(NamedTuple):
@@ -52,7 +54,7 @@ def locks_of_git() -> Iterator[Finding]:
     folder = Path(git("rev-parse", "--git-common-dir") or ".git")
     left = sorted([*folder.glob("*.lock"), *(folder / "refs").rglob("*.lock")])
     if left and not names & {"git", "dvc"}:
-        quoted = " ".join(shlex.quote(str(path)) for path in left)
+        quoted = " ".join(in_shell(path) for path in left)
         yield Finding(f"a killed git or dvc left {', '.join(map(str, left))}: what these lock can't be written", f"rm -f {quoted}")
 
 
@@ -62,7 +64,7 @@ def detached_head() -> Iterator[Finding]:
         # Moves HEAD and the index alone: what was edited stays as it is, and shows as changes.
         yield Finding(
             f"HEAD is on no branch: an experiment was killed in the workspace, or you checked out a commit; {branch} was the last branch",
-            f"git symbolic-ref HEAD refs/heads/{shlex.quote(branch)} && git reset --quiet",
+            f"git symbolic-ref HEAD refs/heads/{in_shell(branch)} && git reset --quiet",
         )
 
 
@@ -71,7 +73,7 @@ def experiment_in_the_middle() -> Iterator[Finding]:
     left = [name for name in git("for-each-ref", "--format=%(refname)", "refs/exps/exec").splitlines() if name]
     if not left or _running("exp", "run") or _running("exp", "exec-run"):
         return
-    commands = [f"git update-ref -d {shlex.quote(name)}" for name in left]
+    commands = [f"git update-ref -d {in_shell(name)}" for name in left]
     aside = "refs/exps/exec/EXEC_MERGE"
     if aside in left and subprocess.run(["git", "diff", "--quiet", aside], capture_output=True, check=False).returncode:
         # Edits that dvc had put aside; perhaps they are nowhere else.
@@ -110,7 +112,7 @@ def no_environment() -> Iterator[Finding]:
     found = shutil.which("python")
     if found is None or Path(found).resolve() != Path(sys.executable).resolve() or Path(found).parent != Path(sys.executable).parent:
         folder = Path(sys.executable).parent
-        yield Finding(f"stages would run {found or 'no python at all'}, not {sys.executable}", f"source {shlex.quote(str(folder / 'activate'))}")
+        yield Finding(f"stages would run {found or 'no python at all'}, not {sys.executable}", f"source {in_shell(folder / 'activate')}")
     if shutil.which("dvc") is None:
         yield Finding("there is no dvc on PATH", "make setup && source .venv/bin/activate")
 
@@ -138,11 +140,14 @@ def base_model() -> Iterator[Finding]:
     except InputError as error:
         yield Finding(error.message, "git diff params.yaml")
         return
+    fix = f"python -m tools.pin {in_shell(name)} --path DIR"
     try:
-        find_weights(name, read_manifest(Path("models/base") / f"{name}.json"))
+        manifest = read_manifest(Path("models/base") / f"{name}.json")
+        if manifest.repo_id and manifest.revision:
+            fix = f"python -m tools.pin {in_shell(name)} --repo-id {in_shell(manifest.repo_id)} --revision {in_shell(manifest.revision)}"
+        find_weights(name, manifest)
     except InputError as error:
-        commands = re.findall(r"`(python -m [^`]+)`", error.message)
-        yield Finding(error.message, commands[0] if commands else "python -m tools.pin --help")
+        yield Finding(error.message, fix)
 
 
 def missing_dependencies() -> Iterator[Finding]:
@@ -155,7 +160,7 @@ def missing_dependencies() -> Iterator[Finding]:
     named = {resolved(dep, values) for stage in pipeline.values() for dep in stage["deps"]}
     for path in sorted(named - made):
         if not Path(path).exists():
-            tracked, quoted = git("ls-files", path), shlex.quote(path)
+            tracked, quoted = git("ls-files", path), in_shell(path)
             pointer = Path(f"{path}.dvc").exists()
             fix = (
                 f"git checkout -- {quoted}"
@@ -181,12 +186,12 @@ def damaged_cache() -> Iterator[Finding]:
             continue
         path = Path(entry.path)
         is_whole = path.exists() and md5_of(path) == entry.md5
-        again = f"dvc commit --force {entry.stage}" if is_whole else f"(dvc fetch {shlex.quote(entry.path)} || dvc repro --force)"
+        again = f"dvc commit --force {in_shell(entry.stage)}" if is_whole else f"(dvc fetch {in_shell(entry.path)} || dvc repro --force)"
         damaged = [cached(part) for part in objects(entry.md5) if cached(part).is_file() and md5_of(cached(part)) != part.removesuffix(".dir")]
         if damaged:
             yield Finding(
                 f"{', '.join(map(str, damaged))}, of {entry.path}, is damaged",
-                f"rm -f {' '.join(shlex.quote(str(place)) for place in damaged)} && {again}",
+                f"rm -f {' '.join(in_shell(place) for place in damaged)} && {again}",
             )
         elif is_whole and not is_cached(path):
             yield Finding(f"{path} is not in the cache as a whole: its disk was full, perhaps", again)
@@ -209,25 +214,25 @@ def left_behind() -> Iterator[Finding]:
         if list(folder.glob("checkpoint-*")) and not is_locked(folder / "lock"):
             yield Finding(
                 f"{folder} holds checkpoints of an interrupted training: a run of the same data, params and code resumes from them, no other does",
-                f"dvc repro   # or, to throw them away: rm -rf {folder}",
+                f"dvc repro   # or, to throw them away: rm -rf {in_shell(folder)}",
             )
     for folder in Path(".dvc/tmp/answers").glob("*"):
         if not is_locked(folder / "lock"):
             yield Finding(
                 f"{folder} holds answers of an interrupted baseline or predict: a run of the same data, params and code resumes from them",
-                f"dvc repro   # or, to throw them away: rm -rf {folder}",
+                f"dvc repro   # or, to throw them away: rm -rf {in_shell(folder)}",
             )
     downloads = [path for path in Path("data/raw").glob(".*.fetch") if not is_locked(path.with_suffix(".lock"))]
     for folder in downloads:
         name = folder.name[1:].removesuffix(".fetch")
         yield Finding(
             f"{folder} holds an interrupted download: the same `python -m tools.fetch` resumes it",
-            f"rm -rf {shlex.quote(str(folder))}   # throws data/raw/{name} away as far as it came",
+            f"rm -rf {in_shell(folder)}   # throws away as far as it came: {in_shell(f'data/raw/{name}')}",
         )
     places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
     partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts)]
     if partial and not _running("stages."):
-        yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(shlex.quote(str(path)) for path in partial)}")
+        yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(in_shell(path) for path in partial)}")
 
 
 def _running(*words: str) -> bool:
@@ -253,8 +258,8 @@ def _found(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except UserFacingError as error:
-        quoted = re.findall(r"`([^`]+)`", error.message)
-        return [Finding(error.message, quoted[0] if quoted else "git diff params.yaml dvc.yaml dvc.lock")]
+        # No command of the message is taken: it may name what stands in a file.
+        return [Finding(error.message, FIXES.get(error.code, "git diff params.yaml dvc.yaml dvc.lock"))]
     except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError, configparser.Error) as error:
         name = check.__name__.replace("_", " ")
         return [Finding(f"can't look for: {name} ({type(error).__name__}: {error})", "git diff params.yaml dvc.yaml dvc.lock .dvc/config")]
@@ -285,9 +290,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found = list(dict.fromkeys(finding for check in CHECKS for finding in _found(check)))
     for finding in found:
-        print(finding.fix if arguments.commands else f"{finding.what}\n    {finding.fix}\n")
+        command.say(finding.fix if arguments.commands else f"{finding.what}\n    {finding.fix}\n")
     if not found and not arguments.commands:
-        print(f"{len(CHECKS)} checks, nothing found")
+        command.say(f"{len(CHECKS)} checks, nothing found")
     sys.exit(3 if found else 0)
 
 

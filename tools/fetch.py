@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from qlora.core.errors import InputError, MachineError
 from qlora.core.files import write_json
 from qlora.core.hashing import sha256_of
+from qlora.core.text import in_shell
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
 from qlora.runtime import command
@@ -177,8 +178,8 @@ def main() -> None:
     track(folder)
     ignored = RAW / ".gitignore"
     for_git = [f"{folder}.dvc", str(source_of(folder)), *([str(ignored)] if ignored.exists() else [])]
-    print(f"{folder} holds {arguments.repo_id} at {commit}. Now `git add {' '.join(for_git)}`, and")
-    print("\n".join(advice(folder)))
+    command.say(f"{folder} holds {arguments.repo_id} at {commit}. Now `git add {' '.join(map(in_shell, for_git))}`, and")
+    command.say("\n".join(advice(folder)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from qlora import params
 from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, read_jsonl
+from qlora.core.text import visible
 from qlora.params import Params
 from qlora.runtime import command
 
@@ -109,7 +110,7 @@ def _views(split: str, conversation: Conversation, template: Any, values: Params
 
 def terminal(view: View, *, colours: bool) -> str:
     """The view as text: coloured, or with ⟦ ⟧ around what is supervised."""
-    parts = [f"{view.title}\n"]
+    parts = [f"{visible(view.title)}\n"]
     inside = False
     for piece in view.pieces:
         if colours:
@@ -145,7 +146,7 @@ def main() -> None:
     if arguments.html:
         with atomic_writers([arguments.html]) as (file,):
             file.write(page(shown).encode())
-        print(f"{arguments.html} shows {len(shown)} conversation(s)")
+        command.say(f"{arguments.html} shows {len(shown)} conversation(s)")
         return
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print("\n".join(terminal(view, colours=colours) for view in shown))

@@ -16,7 +16,6 @@ sha256 and by the md5 of dvc.lock.
 import argparse
 import math
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import InputError, MachineError, StoppedError, UserFacingError
 from qlora.core.files import read_jsonl, read_record, write_json
+from qlora.core.text import in_shell
 from qlora.params import Params
 from qlora.runtime import command
 
@@ -171,7 +171,7 @@ def _flags(arguments: argparse.Namespace) -> str:
     """Those of this call that a comparison reads, as they are typed."""
     names = ("out", "num_examples", "batch_tokens", "device", "gguf")
     given = {"max_kl": repr(arguments.max_kl), **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}}
-    return "".join(f" --{name.replace('_', '-')}" + (f" {shlex.quote(str(value))}" if value else "") for name, value in given.items())
+    return "".join(f" --{name.replace('_', '-')}" + (f" {in_shell(str(value))}" if value else "") for name, value in given.items())
 
 
 def _add_gguf(converter: Path, arguments: argparse.Namespace) -> None:
@@ -295,7 +295,7 @@ def main() -> None:
             )
         arguments.max_kl = MAX_KL[arguments.dtype]
     found = merge(values, arguments)
-    print(found.table())
+    command.say(found.table())
     if not found.within(arguments.max_kl):
         reason = f"exceeds {arguments.max_kl:.3g}" if math.isfinite(found.kl_mean) else "is not finite: one of the two models overflows"
         kept = _pending(arguments.out)
@@ -307,7 +307,7 @@ def main() -> None:
         print(f"\nnot put in place: a mean KL of {found.kl_mean:.3g} {reason}; {REPORT} holds the numbers{rest}", file=sys.stderr)
         sys.exit(UNLIKE)
     size = sum(path.stat().st_size for path in arguments.out.iterdir())
-    print(f"\n{arguments.out}: {arguments.dtype}, {size / 1e6:,.1f} MB; {arguments.out / 'merge.json'} says of what, {REPORT} how near")
+    command.say(f"\n{arguments.out}: {arguments.dtype}, {size / 1e6:,.1f} MB; {arguments.out / 'merge.json'} says of what, {REPORT} how near")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main() -> None:
     path = FOLDER / f"{arguments.name}.json"
     write_manifest(path, {**manifest.record(), **({"license": commit.license} if commit and commit.license else {})})
     total = sum(entry["bytes"] for entry in manifest.files.values())
-    print(f"{path}: {len(manifest.files)} files, {total / 1e6:,.1f} MB. Commit it, and set base_model.name: {arguments.name}")
+    command.say(f"{path}: {len(manifest.files)} files, {total / 1e6:,.1f} MB. Commit it, and set base_model.name: {arguments.name}")
 
 
 if __name__ == "__main__":

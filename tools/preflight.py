@@ -132,27 +132,27 @@ def main() -> None:
     config = shape_of(values.base_model.name)
     needed = memory.estimate(values, config)
     rows, tokens = values.hardware.per_device_train_batch_size, values.sequence.max_length
-    print(
+    command.say(
         f"{values.base_model.name}: {rows} row(s) of {tokens:,} tokens a pass, {values.gradient_accumulation_steps} pass(es) an update on each of "
         f"{values.hardware.num_processes} process(es), {needed.flops_per_token / 1e9:.3g} GFLOP a token; on each device, by estimate:"
     )
     if arguments.memory is not None:
         here = int(arguments.memory * GB)
-        print(table(needed, here))
-        print(recommendation(values, batch_tokens(values, config, needed, here)))
+        command.say(table(needed, here))
+        command.say(recommendation(values, batch_tokens(values, config, needed, here)))
         if needed.total > here:
             raise MachineError("memory-short", preflight.too_much(needed, here, values, config))
         return
     try:
         gpus.require_devices(values.hardware)
     except MachineError:
-        print(table(needed, None), flush=True)
+        command.say(table(needed, None))
         raise
     here = preflight.memory_bytes(values.hardware)
-    print(table(needed, here))
-    print(recommendation(values, batch_tokens(values, config, needed, here)))
+    command.say(table(needed, here))
+    command.say(recommendation(values, batch_tokens(values, config, needed, here)))
     written = checkpoints.bytes_written(needed.adapter // memory.FLOAT, values.train.optim, keep_best=values.train.keep == "best")
-    print(f"  on the disk up to {written / 1e6:,.0f} MB of {shutil.disk_usage('.').free / 1e6:,.0f}: checkpoints, adapter, cache")
+    command.say(f"  on the disk up to {written / 1e6:,.0f} MB of {shutil.disk_usage('.').free / 1e6:,.0f}: checkpoints, adapter, cache")
     preflight.check_machine(values, config)
     checkpoints.require_disk(Path.cwd(), written)
 

@@ -88,7 +88,7 @@ def published_config(text: bytes) -> bytes:
         return text
     pinned = read_manifest(manifest)
     if not pinned.repo_id:
-        print(f"{base} is not pinned from the Hub: who loads the adapter needs the base model at that path.")
+        command.say(f"{base} is not pinned from the Hub: who loads the adapter needs the base model at that path.")
         return text
     return json_document({**config, "base_model_name_or_path": pinned.repo_id, "revision": pinned.revision})
 
@@ -178,10 +178,10 @@ def main() -> None:
     check_card()
     for name, content in sorted(files.items()):
         size, digest = (content.stat().st_size, sha256_of(content)) if isinstance(content, Path) else (len(content), sha256(content).hexdigest())
-        print(f"{size:>13,}  {digest}  {name}")
-    print(f"{len(files)} files for {arguments.repo_id}", flush=True)
+        command.say(f"{size:>13,}  {digest}  {name}")
+    command.say(f"{len(files)} files for {arguments.repo_id}")
     if not arguments.dry_run:
-        print(upload(arguments.repo_id, files, private=arguments.private))
+        command.say(upload(arguments.repo_id, files, private=arguments.private))
 
 
 if __name__ == "__main__":

@@ -96,17 +96,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.action == "list":
         for name in names():
-            print(f"{name:20} {summary(FOLDER / f'{name}.yaml')}")
+            command.say(f"{name:20} {summary(FOLDER / f'{name}.yaml')}")
         return
     if arguments.name is None:
         raise InputError("recipe-name", f"`{arguments.action}` needs the name of a recipe: {', '.join(names())}")
     if arguments.action == "show":
-        print(path_of(arguments.name).read_text(encoding="utf-8"), end="")
+        command.say(path_of(arguments.name).read_text(encoding="utf-8").rstrip("\n"))
     elif arguments.action == "flags":
-        print(flags(arguments.name))
+        command.say(flags(arguments.name))
     else:
         use(arguments.name)
-        print(f"{PARAMS} now holds {arguments.name}; see `git diff {PARAMS}`, then `dvc repro`")
+        command.say(f"{PARAMS} now holds {arguments.name}; see `git diff {PARAMS}`, then `dvc repro`")
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def rerun(names: Sequence[str]) -> None:
     write_json(REPRODUCTION, record)
     outputs = record["outputs"]
     same = sum(output["identical"] for output in outputs.values())
-    print(f"\n{len(ran)} of {len(chosen)} stages ran, {same} of {len(outputs)} outputs are the same byte for byte ({REPRODUCTION})")
+    command.say(f"\n{len(ran)} of {len(chosen)} stages ran, {same} of {len(outputs)} outputs are the same byte for byte ({REPRODUCTION})")
     for stage, causes in record["causes"].items():
-        print(f"  another environment of {stage}: {'; '.join(causes)}")
+        command.say(f"  another environment of {stage}: {'; '.join(causes)}")
     if record["verdict"] == "equivalent":
-        print("the overall measures agree within the tolerances: equivalent on another kind of machine")
+        command.say("the overall measures agree within the tolerances: equivalent on another kind of machine")
     if record["verdict"] in ("different", "not judged"):
         raise InputError("reproduction-differs", "\n".join(_unlike(record)))
 
@@ -149,7 +149,7 @@ def main() -> None:
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong)
         raise InputError("verify-differs", f"{len(wrong)} of {count} are not as they were made:\n{listed}")
-    print(f"{count} outputs, inputs, cache objects and models are as they were made")
+    command.say(f"{count} outputs, inputs, cache objects and models are as they were made")
 
 
 if __name__ == "__main__":

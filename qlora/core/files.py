@@ -4,12 +4,16 @@ import csv
 import io
 import json
 import os
+import string
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+
+from qlora.core.text import visible
 
 BUFFER_BYTES = 1 << 20
 """A line at a time through the default buffer of 8 kB costs a system call each."""
@@ -111,12 +115,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def neutral(text: str) -> str:
-    """The text of a cell, which a spreadsheet does not take for a formula and a page of `dvc plots` not for markup.
+    """The text of a cell, in one line, which a spreadsheet does not take for a formula and a page of `dvc plots` not for markup.
 
-    >>> neutral("=1+1"), neutral("<b>")
-    ("'=1+1", '＜b>')
+    >>> neutral("=1+1"), neutral("<b>"), neutral("\\n=1")
+    ("'=1+1", '＜b>', "'\\\\x0a=1")
     """
-    return ("'" if text[:1] in tuple("=+-@\t\r") else "") + text.replace("<", "\uff1c")
+    # Some spreadsheets skip blanks and byte order marks, and take full-width signs for signs.
+    first = unicodedata.normalize("NFKC", text).lstrip("\ufeff" + string.whitespace)[:1]
+    shown = visible(text).replace("\n", "\\x0a").replace("\t", "\\x09").replace("<", "\uff1c")
+    return ("'" if first in tuple("=+-@|") or text[:1] in tuple("\t\r\n\x1b\ufeff") else "") + shown
 
 
 def read_points(path: Path) -> list[tuple[float, float]]:

@@ -1,5 +1,7 @@
-"""Text of any script: its words, its normal form, and how a terminal may show it."""
+"""Text of any script: its words, its normal form, and how a terminal, a page or a shell may be given it."""
 
+import os
+import shlex
 import unicodedata
 
 import regex
@@ -34,3 +36,29 @@ def nfc(text: str) -> str:
 def visible(text: str) -> str:
     """The text with everything that would control a terminal spelled out: escape sequences, direction marks, lone surrogates."""
     return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)
+
+
+_MARKUP = regex.compile(r"[\\`*\[\]<>&|~#!]|(?<!\w)_|_(?!\w)")
+
+
+def in_markdown(text: str) -> str:
+    """The text as one line of Markdown that shows it and marks up nothing: no heading, link, image, cell or HTML of its own.
+
+    >>> in_markdown("a_b <b>\\n# c")
+    'a_b &#60;b&#62; &#35; c'
+    """
+    shown: str = _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(visible(text).split()))
+    return shown
+
+
+def in_shell(text: str | os.PathLike[str]) -> str:
+    """The text as one word, and one line, of a command for bash.
+
+    >>> in_shell("a b"), in_shell("a\\nb")
+    ("'a b'", "$'a\\\\x0ab'")
+    """
+    name = os.fspath(text)
+    if name.isprintable():
+        return shlex.quote(name)
+    shown = (one if one.isprintable() and one not in "\\'" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(one)) for one in name)
+    return f"$'{''.join(shown)}'"

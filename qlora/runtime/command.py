@@ -96,6 +96,11 @@ def run(main: Callable[[], None]) -> None:
         _end(1)
 
 
+def say(text: str) -> None:
+    """Print what may hold text of others (names of files, categories, what a library said): nothing in it controls the terminal."""
+    print(visible(text), flush=True)
+
+
 def _raise_stopped(number: int, _frame: object) -> None:
     """So that what is half-written is removed on the way out."""
     ignore(SIGNALS)

@@ -56,7 +56,10 @@ rows.unlink()
 run("mine", *include)
 assert not report.exists()
 """
-"""In one process, with one index of the harness's thousands of tasks, since they take longer than the run: the task, it with another document, an unknown one, it without its data."""
+"""In one process, with one index of the harness's thousands of tasks, since they take longer than the run.
+
+The task, it with another document, an unknown one, it without its data.
+"""
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from qlora.delivery.card.sources import Sources, changed_outputs, read_sources
 from qlora.delivery.reproduction import changed_inputs, read_environment
 from qlora.params import Params
 from tests.pipeline.clone import Clone
+from tests.unit.test_foreign_text import HOSTILE, rendered
 
 CARD = "reports/model_card.md"
 
@@ -100,6 +101,26 @@ def test_every_changed_number_is_seen(sources: Sources) -> None:
         path.write_text(written, encoding="utf-8")
         assert not list(changed_outputs([entry]))
     assert tried > 300
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_others_marks_up_nothing(sources: Sources, text: str) -> None:
+    """A licence from the Hub, a category of a row, a file's name: the card has the tags that it has with plain words."""
+
+    def tags(shown: str) -> list[str]:
+        evaluation, (category, *_) = sources.reports["evaluation"], sources.reports["evaluation"]["tuned"]["by_category"]
+        rows = {shown: evaluation["tuned"]["by_category"][category]}
+        fetched = {"repo_id": "org/name", "revision": shown, "license": shown, "files": {}}
+        changed = dataclasses.replace(
+            sources,
+            reports={**sources.reports, "evaluation": {**evaluation, "tuned": {**evaluation["tuned"], "by_category": rows}}},
+            raw={f"data/raw/{shown}": fetched},
+            base=dataclasses.replace(sources.base, repo_id="org/base", revision=shown, files={shown: {"bytes": 1, "sha256": shown}}),
+            base_license=shown,
+        )
+        return [tag for tag in rendered(render(changed).partition("\n---\n\n")[2]).tags if tag != "code"]
+
+    assert tags(text.encode("utf-8", "replace").decode()) == tags("plain")
 
 
 def test_a_score_that_is_not_defined_is_said_to_be_so_and_is_no_result_of_the_hub(sources: Sources) -> None:

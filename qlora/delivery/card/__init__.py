@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from qlora.core.dvc_lock import Recorded
+from qlora.core.text import in_markdown
 from qlora.delivery.card.sources import Sources
 from qlora.delivery.reproduction import flat
 from qlora.params.lora import LoraParams
@@ -76,7 +78,7 @@ def _first_weights(lora: LoraParams) -> str:
 
 def _opening(sources: Sources) -> Iterator[str]:
     lora, trained = sources.params.lora, sources.reports["train"]["train"]
-    yield f"# {_title(sources)}"
+    yield f"# {in_markdown(_title(sources))}"
     yield ""
     yield (
         f"LoRA of rank {lora.r} (alpha {lora.lora_alpha}{_first_weights(lora)}) on {_base(sources)}, "
@@ -92,9 +94,18 @@ def _opening(sources: Sources) -> Iterator[str]:
 
 def _base(sources: Sources) -> str:
     if sources.base.repo_id:
-        link = f"[{sources.base.repo_id}](https://huggingface.co/{sources.base.repo_id})"
-        return f"{link} at commit `{sources.base.revision}`, licence {sources.base_license or 'not stated'}"
-    return f"`{sources.params.base_model.name}`, a base model of the repository's own"
+        link = _link(sources.base.repo_id, "")
+        return f"{link} at commit {_code(str(sources.base.revision))}, licence {in_markdown(sources.base_license or 'not stated')}"
+    return f"{_code(sources.params.base_model.name)}, a base model of the repository's own"
+
+
+def _link(repo_id: str, kind: str) -> str:
+    return f"[{in_markdown(repo_id)}](https://huggingface.co/{kind}{quote(repo_id)})"
+
+
+def _code(text: str) -> str:
+    """In the font of code; with a grave accent or a bar in it no code span of Markdown can be trusted to end where it should."""
+    return f"`{text}`" if text.isprintable() and not {"`", "|"} & set(text) else f"<code>{in_markdown(text)}</code>"
 
 
 def _results(sources: Sources) -> Iterator[str]:
@@ -123,7 +134,7 @@ def _results(sources: Sources) -> Iterator[str]:
     yield from _table(
         ("category", "answers", "exact match", "ROUGE-L", "nll"),
         (
-            (name, f"{row['turns']:,}", *(_number(row[measure]) for measure in ("exact_match", "rouge_l", "nll")))
+            (in_markdown(name), f"{row['turns']:,}", *(_number(row[measure]) for measure in ("exact_match", "rouge_l", "nll")))
             for name, row in tuned["by_category"].items()
         ),
     )
@@ -138,7 +149,10 @@ def _benchmark(record: Mapping[str, Any]) -> Iterator[str]:
     rows = [(task, name, delta) for task, row in record["delta"].items() for name, delta in row.items()]
     yield from _table(
         ("task", "metric", "base", "tuned", "difference"),
-        ((task, name, _number(record["base"][task][name]), _number(record["tuned"][task][name]), f"{delta:+.4f}") for task, name, delta in rows),
+        (
+            (in_markdown(task), in_markdown(name), _number(record["base"][task][name]), _number(record["tuned"][task][name]), f"{delta:+.4f}")
+            for task, name, delta in rows
+        ),
     )
 
 
@@ -151,11 +165,11 @@ def _data(sources: Sources) -> Iterator[str]:
     yield "## Data"
     yield ""
     for path in dict.fromkeys((sources.params.data.train_file, sources.params.data.test_file)):
-        yield f"- `{path}`, md5 `{next(entry.md5 for entry in sources.entries if entry.path == path)}`"
+        yield f"- {_code(path)}, md5 `{next(entry.md5 for entry in sources.entries if entry.path == path)}`"
     for path, record in sources.raw.items():
         yield (
-            f"- `{path}`: [{record['repo_id']}](https://huggingface.co/datasets/{record['repo_id']}) at commit `{record['revision']}`, "
-            f"licence {record.get('license') or 'not stated'}, {len(record['files'])} files, sha256 over their sums "
+            f"- {_code(path)}: {_link(str(record['repo_id']), 'datasets/')} at commit {_code(str(record['revision']))}, "
+            f"licence {in_markdown(str(record.get('license') or 'not stated'))}, {len(record['files'])} files, sha256 over their sums "
             f"`{hashlib.sha256(json.dumps(record['files'], sort_keys=True).encode()).hexdigest()}`"
         )
     yield from _rows(prepared)
@@ -241,7 +255,7 @@ def _merge(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else in_markdown(str(value))
 
 
 def _not_tested(sources: Sources) -> Iterator[str]:
@@ -269,7 +283,11 @@ def untested(sources: Sources) -> Iterator[str]:
         yield f"{left:,} of {counts['conversations']:,} test conversations: {reasons}."
     if values.predict.turns == "last":
         yield "Answers before the last of each conversation."
-    few = [f"{name} ({row['turns']})" for name, row in sources.reports["evaluation"]["tuned"]["by_category"].items() if row["turns"] < FEW_TURNS]
+    few = [
+        f"{in_markdown(name)} ({row['turns']})"
+        for name, row in sources.reports["evaluation"]["tuned"]["by_category"].items()
+        if row["turns"] < FEW_TURNS
+    ]
     if few:
         yield f"Categories with fewer than {FEW_TURNS} answers, of which single numbers say little: {', '.join(few)}."
     near = sources.reports["prepare"].get("near")
@@ -296,7 +314,7 @@ def _reproduction(sources: Sources) -> Iterator[str]:
         f"for byte. Verdict: {record['verdict']}."
     )
     for stage, causes in record["causes"].items():
-        yield f"- another environment of {stage}: {'; '.join(causes)}"
+        yield f"- another environment of {stage}: {in_markdown('; '.join(causes))}"
 
 
 def _chain(sources: Sources) -> Iterator[str]:
@@ -311,12 +329,14 @@ def _chain(sources: Sources) -> Iterator[str]:
         yield "  and writes " + ", ".join(map(_hashed, written))
     yield ""
     yield (
-        f"Base model `{sources.params.base_model.name}`"
-        + (f", {sources.base.repo_id} at `{sources.base.revision}`" if sources.base.repo_id else "")
+        f"Base model {_code(sources.params.base_model.name)}"
+        + (f", {in_markdown(sources.base.repo_id)} at {_code(str(sources.base.revision))}" if sources.base.repo_id else "")
         + ":"
     )
     yield ""
-    yield from _table(("file", "bytes", "sha256"), ((name, f"{row['bytes']:,}", f"`{row['sha256']}`") for name, row in sources.base.files.items()))
+    yield from _table(
+        ("file", "bytes", "sha256"), ((in_markdown(name), f"{row['bytes']:,}", _code(row["sha256"])) for name, row in sources.base.files.items())
+    )
     yield ""
     yield "<details><summary>Code and packages that ran (md5)</summary>"
     yield ""
@@ -331,7 +351,7 @@ def _is_code(entry: Recorded) -> bool:
 
 
 def _hashed(entry: Recorded) -> str:
-    return f"{entry.path} `{entry.md5}`"
+    return f"{in_markdown(entry.path)} {_code(entry.md5)}"
 
 
 def _params(sources: Sources) -> Iterator[str]:
@@ -350,7 +370,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
+        yield f"| {' | '.join(row)} |"
 
 
 def _number(value: float | None) -> str:
