@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from qlora import params
 from qlora.core.dvc_lock import md5_of
 from qlora.core.errors import InputError, MachineError
-from qlora.core.files import write_json
 from qlora.core.hashing import sha256_of
+from qlora.delivery.ownership import require_replaceable, write_own_json
 from qlora.params import Params
 from qlora.runtime import command
 
@@ -149,8 +149,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="ask without the chat template")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
+    require_replaceable(REPORT, own=True)
     record = benchmark(params.load(Path("params.yaml")), arguments)
-    write_json(REPORT, record)
+    write_own_json(REPORT, record)
     command.say(table(record))
     command.say(f"\n{REPORT}: written")
 

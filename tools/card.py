@@ -15,6 +15,7 @@ from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, json_document, read_record
 from qlora.delivery.card import render
 from qlora.delivery.card.sources import read_sources
+from qlora.delivery.ownership import note, require_replaceable
 from qlora.delivery.reproduction import FROZEN_ENVIRONMENT, read_environment
 from qlora.runtime import command
 
@@ -41,6 +42,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.check and not CARD.is_file():
         raise InputError("card-missing", f"{CARD} does not exist: `python -m tools.card` writes it")
+    if not arguments.check:
+        for path in (CARD, FROZEN_ENVIRONMENT):
+            require_replaceable(path, own=True)
     environment = read_record(FROZEN_ENVIRONMENT) if arguments.check else read_environment()
     computed = render(read_sources(environment))
     if arguments.check:
@@ -50,6 +54,8 @@ def main() -> None:
     with atomic_writers([CARD, FROZEN_ENVIRONMENT]) as (card, frozen):
         card.write(computed.encode())
         frozen.write(json_document(environment))
+    for path in (CARD, FROZEN_ENVIRONMENT):
+        note(path)
     command.say(f"{CARD}: written, with {FROZEN_ENVIRONMENT}: commit both; read the card before you publish it")
 
 

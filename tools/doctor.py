@@ -82,14 +82,14 @@ def experiment_in_the_middle() -> Iterator[Finding]:
 
 
 def broken_rwlock() -> Iterator[Finding]:
-    """DVC's list of files in use, cut off by a kill: DVC fixes one that names dead processes, but refuses one that is no JSON."""
-    path = Path(".dvc/tmp/rwlock")
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        yield Finding(f"{path} was cut off when dvc was killed: dvc refuses to begin", f"rm -f {path}")
+    """DVC's lists of files in use, cut off by a kill: DVC fixes one that names dead processes, but refuses one that is no JSON."""
+    for path in (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            yield Finding(f"{path} was cut off when dvc was killed: dvc refuses to begin", f"rm -f {path}")
 
 
 def dead_queue_tasks() -> Iterator[Finding]:
@@ -230,9 +230,16 @@ def left_behind() -> Iterator[Finding]:
             f"rm -rf {in_shell(folder)}   # throws away as far as it came: {in_shell(f'data/raw/{name}')}",
         )
     places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
-    partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts)]
+    # As our writers call them, which no process is writing and Git does not know.
+    partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts) and _is_abandoned(path)]
     if partial and not _running("stages."):
         yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(in_shell(path) for path in partial)}")
+
+
+def _is_abandoned(path: Path) -> bool:
+    """NAME.PROCESS.partial of a process that is gone."""
+    process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+    return process.isdigit() and not Path("/proc", process).exists() and not git("ls-files", "--", str(path))
 
 
 def _running(*words: str) -> bool:

@@ -18,13 +18,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from qlora.core.errors import InputError, MachineError
-from qlora.core.files import write_json
+from qlora.core.files import json_document
 from qlora.core.hashing import sha256_of
 from qlora.core.text import in_shell
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
+from qlora.delivery.ownership import note, require_replaceable, write_own_json
 from qlora.runtime import command
 from qlora.runtime.locks import try_lock
 
@@ -57,10 +59,19 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
                 "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
             )
         if problems or not folder.exists():
+            # What says where other data are from; it may be all that is left of them.
+            for path in (source_of(folder), Path(f"{folder}.dvc")):
+                require_replaceable(path, own=True)
             _download(commit, files, folder)
         entries = {file.path: {"bytes": file.size, "sha256": file.digest if file.is_lfs else sha256_of(folder / file.path)} for file in files}
-        write_json(source_of(folder), {"repo_id": repo_id, "revision": commit.revision, "license": commit.license, "files": entries})
+        _write_manifest(source_of(folder), {"repo_id": repo_id, "revision": commit.revision, "license": commit.license, "files": entries})
     return folder, commit.revision
+
+
+def _write_manifest(path: Path, record: dict[str, Any]) -> None:
+    """Write it unless it is there."""
+    if not path.is_file() or path.read_bytes() != json_document(record):
+        write_own_json(path, record)
 
 
 def source_of(folder: Path) -> Path:
@@ -141,6 +152,7 @@ def track(folder: Path) -> None:
         raise MachineError(
             "fetch-dvc", f"{folder} is whole, but `dvc add {folder}` failed. Fix that and run again; nothing is fetched twice.\n{said}"
         )
+    note(Path(f"{folder}.dvc"))
 
 
 def advice(folder: Path) -> list[str]:

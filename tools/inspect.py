@@ -21,6 +21,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.core.files import atomic_writers, read_jsonl
 from qlora.core.text import visible
+from qlora.delivery.ownership import replacing
 from qlora.params import Params
 from qlora.runtime import command
 
@@ -144,7 +145,7 @@ def main() -> None:
     values = params.load(Path("params.yaml"))
     shown = list(islice(views(values, arguments.split, arguments.id), arguments.count))
     if arguments.html:
-        with atomic_writers([arguments.html]) as (file,):
+        with replacing(arguments.html, own=False), atomic_writers([arguments.html]) as (file,):
             file.write(page(shown).encode())
         command.say(f"{arguments.html} shows {len(shown)} conversation(s)")
         return

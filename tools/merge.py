@@ -29,6 +29,7 @@ from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import InputError, MachineError, StoppedError, UserFacingError
 from qlora.core.files import read_jsonl, read_record, write_json
 from qlora.core.text import in_shell
+from qlora.delivery.ownership import require_replaceable, require_replaceable_folder, write_own_json
 from qlora.params import Params
 from qlora.runtime import command
 
@@ -56,7 +57,8 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
     """Make the merged model, or find the one that an earlier run wrote, measure it, and put it in place if it is near enough.
 
     Raises:
-        InputError: adapter or test set is not what dvc.lock records, or base model, adapter, merged model and params do not belong together.
+        InputError: adapter or test set is not what dvc.lock records, or base model, adapter, merged model and params do not belong together; or
+            where it would write lies what no merge wrote.
         MachineError: no room, no GPU or no converter, or the comparison did not end: the merged model then waits in its folder.
     """
     from qlora.delivery import gguf  # noqa: PLC0415 - seconds that --help need not take
@@ -64,6 +66,9 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
     from qlora.model.base import open_base_model  # noqa: PLC0415
 
     hardware = _hardware(values, arguments)
+    require_replaceable(REPORT, own=True)
+    for place in () if arguments.compare else (arguments.out, _pending(arguments.out)):
+        _require_replaceable_model(place)
     manifest = MANIFESTS / f"{values.base_model.name}.json"
     adapter_md5 = merging.require_recorded_adapter(values, manifest, ADAPTER)
     require_recorded([TEST])
@@ -80,10 +85,11 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
     if accepted:
         write_json(folder / merging.RECORD, {**record, "equivalence": equivalence})
         if folder != arguments.out:
+            _require_replaceable_model(arguments.out)
             shutil.rmtree(arguments.out, ignore_errors=True)
             folder.rename(arguments.out)
     # After the rename: no numbers of an accepted model that is not there.
-    write_json(REPORT, {**equivalence, "compared": True, "ran_on": made_of})
+    write_own_json(REPORT, {**equivalence, "compared": True, "ran_on": made_of})
     if accepted and converter:
         _add_gguf(converter, arguments)
     return found
@@ -126,14 +132,14 @@ def _write(values: Params, base: "BaseModel", folder: Path, made_of: dict[str, A
     from qlora.delivery import merge as merging  # noqa: PLC0415
 
     merging.require_room(base.folder, arguments.out, arguments.dtype)
-    with _aside(arguments.out, folder) as partial:
+    with _aside(arguments.out) as partial:
         model = merging.merged_model(values, base.folder, ADAPTER, arguments.dtype)
         merging.write(model, base.template, values, ADAPTER, partial)
         record = {**made_of, "equivalence": None, "files": merging.files_of(partial)}
         write_json(partial / merging.RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    write_json(REPORT, {"accepted": None, "compared": False, "ran_on": made_of})
+    write_own_json(REPORT, {"accepted": None, "compared": False, "ran_on": made_of})
     return record
 
 
@@ -196,16 +202,15 @@ def _add_gguf(converter: Path, arguments: argparse.Namespace) -> None:
     write_json(out / merging.RECORD, {**record, "files": merging.files_of(out)})
 
 
-@contextmanager
-def _aside(out: Path, pending: Path) -> Iterator[Path]:
-    """A folder beside the place, gone at the end unless it was put there; those of killed processes go too.
+def _require_replaceable_model(folder: Path) -> None:
+    """Raises InputError unless nothing is there, or a merged model as a merge wrote it."""
+    # The GGUF file of a converter that was killed is in no record.
+    require_replaceable_folder(folder, read_record(folder / RECORD).get("files", {}), RECORD, f"{GGUF}.partial")
 
-    Raises:
-        InputError: at one of the places lies what no merge wrote.
-    """
-    for place in (out, pending):
-        if place.exists() and not (place / RECORD).is_file():
-            raise InputError("merge-occupied", f"{place} holds something else than a merged model: move it away, or give another --out")
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder beside the place, gone at the end unless it was put there; those of killed processes go too."""
     for abandoned in out.parent.glob(f"{out.name}.*.partial"):
         process = abandoned.name.split(".")[-2]
         if Path("/proc").exists() and not Path("/proc", process).exists():

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora.core.errors import InputError, MachineError
-from qlora.core.files import write_json
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
+from qlora.delivery.ownership import write_own_json
 from qlora.model.manifest import LOADED_SUFFIXES, Manifest, check_vocabulary, loadable_files, make_manifest
 from qlora.runtime import command
 from qlora.runtime.locks import try_lock
@@ -111,10 +111,10 @@ def write_manifest(path: Path, record: dict[str, Any]) -> None:
     """Write it, unless one that says the same but for the licence lies there: the stages depend on its bytes."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         known = None
     if not isinstance(known, dict) or {**known, "license": None} != {**record, "license": None}:
-        write_json(path, record)
+        write_own_json(path, record)
 
 
 def main() -> None:

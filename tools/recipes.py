@@ -75,8 +75,12 @@ def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
 
 def use(name: str) -> None:
     text = compose(PARAMS, path_of(name))
-    with atomic_writers([PARAMS]) as (file,):
+    # Where a link leads to, with its mode.
+    path = PARAMS.resolve()
+    mode = path.stat().st_mode
+    with atomic_writers([path]) as (file,):
         file.write(text.encode())
+    path.chmod(mode)
 
 
 def flags(name: str) -> str:

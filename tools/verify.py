@@ -18,9 +18,9 @@ from typing import Any
 from qlora import params
 from qlora.core.dvc_lock import LOCK, Recorded, cached, md5_of, objects, outputs_in_git, recorded
 from qlora.core.errors import InputError
-from qlora.core.files import write_json
 from qlora.core.hashing import sha256_of
 from qlora.delivery import reproduction
+from qlora.delivery.ownership import require_replaceable, write_own_json
 from qlora.model.manifest import find_weights, read_manifest, verify
 from qlora.runtime import command
 
@@ -90,10 +90,11 @@ def rerun(names: Sequence[str]) -> None:
     Raises:
         InputError: an input is not what dvc.lock records, a stage failed, or an output is not what it was.
     """
+    require_replaceable(REPRODUCTION, own=True)
     lock = sha256_of(LOCK) if LOCK.is_file() else ""
     chosen = reproduction.stages(names)
     if changed := list(reproduction.changed_inputs(chosen)):
-        write_json(REPRODUCTION, {"verdict": "inputs changed", "causes": changed})
+        write_own_json(REPRODUCTION, {"verdict": "inputs changed", "causes": changed})
         listed = "\n".join(f"  {line}" for line in changed)
         raise InputError(
             "reproduction-inputs", f"nothing was built: {LOCK} records other inputs than are here. Bring them back, or run `dvc repro`:\n{listed}"
@@ -103,7 +104,7 @@ def rerun(names: Sequence[str]) -> None:
         reproduction.make_clone(folder, chosen)
         ran = reproduction.build(folder, chosen, everything=not names)
         record = reproduction.compare(folder, chosen, ran, lock)
-    write_json(REPRODUCTION, record)
+    write_own_json(REPRODUCTION, record)
     outputs = record["outputs"]
     same = sum(output["identical"] for output in outputs.values())
     command.say(f"\n{len(ran)} of {len(chosen)} stages ran, {same} of {len(outputs)} outputs are the same byte for byte ({REPRODUCTION})")

@@ -117,7 +117,7 @@ def test_what_does_not_belong_together_is_not_merged(inside: Clone, monkeypatch:
     refused("gguf-converter", "--gguf", error=MachineError)
     Path("mine").mkdir()
     Path("mine/model.safetensors").write_text("of somebody else", encoding="utf-8")
-    refused("merge-occupied", "--out", "mine")
+    refused("occupied", "--out", "mine")
     assert Path("mine/model.safetensors").read_text(encoding="utf-8") == "of somebody else"
     inside.set(base_model__bnb_4bit_quant_type="fp4")
     refused("merge-stale")

@@ -104,6 +104,10 @@ def test_locks_of_a_killed_git_are_removed_and_those_of_a_running_one_are_not(bu
 
 
 def test_a_lock_that_was_cut_off_is_removed(built: Clone) -> None:
+    (built.path / ".dvc/tmp/exps").mkdir(parents=True)
+    (built.path / ".dvc/tmp/exps/rwlock").write_bytes(b"")
+    assert "RWLock-file" in built.run("dvc", "exp", "run", *SECONDS_OF_EVALUATE, fails=True)
+    fixed(built, "rm -f .dvc/tmp/exps/rwlock")
     (built.path / ".dvc/tmp/rwlock").write_bytes(b"")
     built.set(predict__max_new_tokens=2)
     assert "RWLock-file" in built.run("dvc", "repro", "baseline", fails=True)
@@ -159,8 +163,8 @@ def test_what_killed_runs_left_is_removed(built: Clone) -> None:
     (built.path / ".dvc/tmp/exps/tmpabc").mkdir(parents=True)
     assert commands(built) == ["rm -rf .dvc/tmp/exps/tmp*"]
     built.run("bash", "-c", "rm -rf .dvc/tmp/exps/tmp*")
-    (built.path / "reports/train.json.77.partial").write_text("half", encoding="utf-8")
-    fixed(built, "rm -rf reports/train.json.77.partial")
+    (built.path / "reports/train.json.4194305.partial").write_text("half", encoding="utf-8")
+    fixed(built, "rm -rf reports/train.json.4194305.partial")
     (built.path / ".dvc/tmp/checkpoints/0123456789abcdef/checkpoint-3").mkdir(parents=True)
     (line,) = commands(built)
     assert line.startswith("dvc repro   # or, to throw them away: rm -rf .dvc/tmp/checkpoints/0123456789abcdef")

@@ -162,6 +162,22 @@ def test_what_lies_there_is_replaced_only_when_told_so(call: Call, monkeypatch: 
     assert (FOLDER / TEST).read_bytes() == FILES[TEST]
 
 
+@pytest.mark.parametrize("name", ["name.dvc", "name.source.json"])
+def test_what_says_where_other_data_are_from_stays_unless_git_has_it(call: Call, name: str) -> None:
+    path = Path("data/raw", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("outs: []\n", encoding="utf-8")
+    for arguments in ((), ("--force",)):
+        with pytest.raises(InputError, match=rf"^\[occupied\] {path} holds something else"):
+            call(*arguments)
+    assert path.read_text(encoding="utf-8") == "outs: []\n"
+    assert not FOLDER.exists()
+    subprocess.run(["git", "add", "--force", path], check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "pointer"], check=True)
+    call()
+    assert (FOLDER / TEST).exists()
+
+
 def test_a_fetch_that_is_ended_leaves_no_manifest_of_other_data(call: Call, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "track", lambda folder: None)
     call()
@@ -171,7 +187,7 @@ def test_a_fetch_that_is_ended_leaves_no_manifest_of_other_data(call: Call, serv
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(fetch, "write_json", ended)
+        patched.setattr(fetch, "write_own_json", ended)
         with pytest.raises(KeyboardInterrupt):
             call("--force")
     assert (FOLDER / TEST).read_bytes() == other
@@ -183,7 +199,7 @@ def test_a_fetch_that_is_ended_leaves_no_manifest_of_other_data(call: Call, serv
 def test_a_manifest_is_written_while_no_other_fetch_may_change_the_folder(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "track", lambda folder: None)
     free = []
-    monkeypatch.setattr(fetch, "write_json", lambda path, record: free.append(try_lock(Path("data/raw/.name.lock"))))
+    monkeypatch.setattr(fetch, "write_own_json", lambda path, record: free.append(try_lock(Path("data/raw/.name.lock"))))
     call()
     assert free == [None]
 

@@ -110,7 +110,7 @@ def test_doctor_s_commands_name_the_files_and_nothing_else(text: str, tmp_path: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "_running", lambda *_: False)
     name = text.replace("/", "")
-    places = [Path("data") / f"{name}.partial", Path("reports") / name / "x.partial"]
+    places = [Path("data") / f"{name}.4194305.partial", Path("reports") / name / "x.4194305.partial"]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("half", encoding="utf-8")
