@@ -65,4 +65,4 @@ def test_csv(tmp_path: Path) -> None:
 def test_a_text_in_a_csv_is_no_formula_and_no_markup(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", ["name", "value"], [(text, -1) for text in ("=1+1", "+1", "-1", "@a", "\ta", "a=b", "</script>")])
     rows = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[1:]
-    assert rows == ["'=1+1,-1", "'+1,-1", "'-1,-1", "'@a,-1", "'\ta,-1", "a=b,-1", "＜/script>,-1"]
+    assert rows == ["'=1+1,-1", "'+1,-1", "'-1,-1", "'@a,-1", "'\\x09a,-1", "a=b,-1", "＜/script>,-1"]
