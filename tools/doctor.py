@@ -27,6 +27,7 @@ from qlora.core import environment
 from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, recorded, resolved
 from qlora.core.errors import InputError, UserFacingError
 from qlora.core.text import in_shell
+from qlora.delivery.git import git, is_tracked
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
 from qlora.runtime.locks import is_locked
@@ -40,12 +41,6 @@ class Finding(NamedTuple):
     what: str
     fix: str
     """A command for the shell."""
-
-
-def git(*arguments: str) -> str:
-    """What git prints, empty where it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def locks_of_git() -> Iterator[Finding]:
@@ -160,7 +155,7 @@ def missing_dependencies() -> Iterator[Finding]:
     named = {resolved(dep, values) for stage in pipeline.values() for dep in stage["deps"]}
     for path in sorted(named - made):
         if not Path(path).exists():
-            tracked, quoted = git("ls-files", path), in_shell(path)
+            tracked, quoted = is_tracked(Path(path)), in_shell(path)
             pointer = Path(f"{path}.dvc").exists()
             fix = (
                 f"git checkout -- {quoted}"
@@ -239,7 +234,7 @@ def left_behind() -> Iterator[Finding]:
 def _is_abandoned(path: Path) -> bool:
     """NAME.PROCESS.partial of a process that is gone."""
     process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
-    return process.isdigit() and not Path("/proc", process).exists() and not git("ls-files", "--", str(path))
+    return process.isdigit() and not Path("/proc", process).exists() and not is_tracked(path)
 
 
 def _running(*words: str) -> bool:

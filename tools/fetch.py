@@ -25,6 +25,7 @@ from qlora.core.files import json_document
 from qlora.core.hashing import sha256_of
 from qlora.core.text import in_shell
 from qlora.delivery import hub
+from qlora.delivery.git import is_tracked
 from qlora.delivery.hub import HubFile
 from qlora.delivery.ownership import note, require_replaceable, write_own_json
 from qlora.runtime import command
@@ -53,7 +54,7 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
     folder = RAW / name
     with _only_here(folder):
         problems = _differences(folder, files) if folder.exists() else []
-        if problems and (not force or _is_in_git(folder)):
+        if problems and (not force or is_tracked(folder)):
             shown = "".join(f"\n  {problem}" for problem in problems[:LINES_SHOWN])
             raise InputError(
                 "fetch-occupied", f"{folder} holds something else:{shown}\nGive another --name, or --force to replace it (never what Git tracks)."
@@ -98,11 +99,6 @@ def _differences(folder: Path, files: Sequence[HubFile]) -> list[str]:
     listed = {file.path: file for file in files}
     wrong = [f"{name} is missing" for name in sorted(set(listed) - found)] + [f"{name} is not among them" for name in sorted(found - set(listed))]
     return wrong + [f"{name} has other bytes" for name in sorted(found & set(listed)) if not hub.holds(folder / name, listed[name])]
-
-
-def _is_in_git(folder: Path) -> bool:
-    done = subprocess.run(["git", "ls-files", "--", str(folder)], capture_output=True, text=True, check=False)
-    return bool(done.stdout.strip())
 
 
 def _download(commit: hub.Commit, files: Sequence[HubFile], folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What a tool may replace: what it wrote itself, as it wrote it, and its own files as Git has them. All else is somebody's work."""
 
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 from qlora.core.errors import InputError
 from qlora.core.files import read_record, update_json, write_json
 from qlora.core.hashing import project_root, sha256_of
+from qlora.core.text import in_shell
+from qlora.delivery.git import git, is_tracked
 
 MEMORY = Path(".dvc/tmp/written.json")
 """Path and sha256 of each file as a tool left it."""
@@ -46,7 +47,7 @@ def require_replaceable(path: Path, *, own: bool) -> None:
     written = read_record(project_root() / MEMORY).get(_key(path), {})
     if written.get("sha256") == sha256_of(path) or (own and _is_as_in_git(path)):
         return
-    committed = f", or keep it: `git add {path} && git commit`" if own else ""
+    committed = f", or keep it: `git add {in_shell(path)} && git commit`" if own else ""
     raise InputError("occupied", f"{path} holds something else than this tool wrote there, which is not replaced: {way_out}{committed}")
 
 
@@ -70,7 +71,7 @@ def require_replaceable_folder(folder: Path, listed: Mapping[str, Mapping[str, A
         name = path.relative_to(folder).as_posix()
         if name not in besides and (path.is_symlink() or name not in listed or sha256_of(path) != listed[name].get("sha256")):
             raise InputError("occupied", f"{path} was not written by this tool, or has changed: move {folder} away, or name another place")
-    if _git("ls-files", "--", str(folder)):
+    if is_tracked(folder):
         raise InputError("occupied", f"Git tracks files in {folder}, which is not replaced: name another place")
 
 
@@ -79,9 +80,4 @@ def _key(path: Path) -> str:
 
 
 def _is_as_in_git(path: Path) -> bool:
-    return bool(_git("ls-files", "--", str(path))) and not _git("status", "--porcelain", "--", str(path))
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return is_tracked(path) and not git("status", "--porcelain", "--", str(path))

@@ -24,6 +24,7 @@ from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_of, recorded, re
 from qlora.core.errors import InputError
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root
+from qlora.delivery.git import is_tracked
 from qlora.model.manifest import find_weights, read_manifest, verify
 
 PIPELINE, PARAMS = Path("dvc.yaml"), Path("params.yaml")
@@ -93,7 +94,7 @@ def changed_inputs(chosen: Sequence[Stage], *, all_here: bool = True) -> Iterato
         yield from _changed_wiring(stage)
         for entry in stage.entries:
             path = Path(entry.path)
-            if entry.is_output or entry.path in rebuilt or not (all_here or path.exists() or _in_git(path)):
+            if entry.is_output or entry.path in rebuilt or not (all_here or path.exists() or is_tracked(path)):
                 continue
             if (found := md5_of(path) if path.exists() else "not there") != entry.md5:
                 yield f"{path}: {found}, {LOCK} says {entry.md5} ({stage.name})"
@@ -115,10 +116,6 @@ def _changed_wiring(stage: Stage) -> Iterator[str]:
     ):
         for name in sorted(ours ^ theirs):
             yield f"{name}: {kind} of {stage.name} in {PIPELINE if name in ours else LOCK} alone"
-
-
-def _in_git(path: Path) -> bool:
-    return bool(subprocess.run(["git", "ls-files", "--", str(path)], capture_output=True, check=False).stdout)
 
 
 def _changed_base_model(chosen: Sequence[Stage], *, all_here: bool) -> Iterator[str]:
