@@ -68,8 +68,16 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
     if start := getattr(model, START, None):
         config |= _convert(partial / WEIGHTS, start, config)
     write_json(partial / CONFIG, config)
+    make_readable(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Give every file of a folder that this process made the permissions that its umask leaves; safetensors writes files for their owner alone."""
+    permissions = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        path.chmod(permissions)
 
 
 def _convert(path: Path, start: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def test_nothing_pickled_and_no_path_of_a_machine(published: tuple[Any, Path]) -
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "models/base/tiny"
     assert config["target_modules"] == sorted(config["target_modules"])
+
+
+@pytest.mark.parametrize(("umask", "permissions"), [(0o022, 0o644), (0o027, 0o640)])
+def test_its_files_are_as_readable_as_any_other_file(published: tuple[Any, Path], template: ChatTemplate, umask: int, permissions: int) -> None:
+    model, folder = published
+    before = os.umask(umask)
+    try:
+        adapter.publish(model, template, folder, "tiny")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {path.name: permissions for path in folder.iterdir()}
 
 
 def test_it_loads_by_plain_peft_from_the_root_and_gives_the_same_logits(published: tuple[Any, Path]) -> None:
