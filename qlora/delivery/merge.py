@@ -155,6 +155,7 @@ def write(model: PreTrainedModel, template: ChatTemplate, values: Params, adapte
     for path in sorted(adapter_folder.iterdir()):
         if path.name not in (adapter.CONFIG, adapter.WEIGHTS):
             shutil.copyfile(path, target / path.name)
+    adapter.make_readable(target)
     template.require_same(own_template(target, values))
 
 

@@ -195,6 +195,9 @@ def test_a_server_ends_its_answers_where_the_evaluation_does(trained: Adapter, t
     assert set(stops) <= set(found["eos_token_id"])
     assert (found["do_sample"], found["temperature"], found["top_p"], found["top_k"]) == (True, 0.7, 0.9, 0)
     assert "max_new_tokens" not in found, "vLLM takes it for a limit of every request"
+    # Those of a file that this process creates: safetensors alone would leave its owner's.
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in target.iterdir()} == {(tmp_path / "new").stat().st_mode}
     for path in (tmp_path / "adapter").iterdir():
         if path.name not in (adapter.CONFIG, adapter.WEIGHTS):
             assert (target / path.name).read_bytes() == path.read_bytes()
