@@ -8,10 +8,12 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 
 import pytest
 from huggingface_hub import constants
@@ -43,7 +45,8 @@ class Fault:
     """What happens to requests whose path contains `place`; of several the first that has times left.
 
     kind: a status; or of a content: "broken" (the connection ends half-way), "mute" (after the headers), "short" (a whole answer with half of it),
-    "wrong" (one byte differs), "pointer" (to LFS, in its place), "ranges" (asked for a part, it sends all of it).
+    "wrong" (one byte differs), "pointer" (to LFS, in its place), "ranges" (asked for a part, it sends all of it), "dribble" (half of it, then a byte
+    at a time), "endless" (all of it, then more until the client has enough).
     """
 
     place: str
@@ -196,8 +199,27 @@ class Handler(BaseHTTPRequestHandler):
         if status == 206:
             headers = headers | {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
         part = data[begin:]
+        if kind in ("dribble", "endless"):
+            self.send_on_and_on(status, part, headers)
+            return
         sent = part[: {"broken": len(part) // 2, "ranges": len(part) // 2, "short": len(part) // 2, "mute": 0}.get(kind, len(part))]
         self.send(status, sent, headers | {"Content-Length": str(len(sent) if kind == "short" else len(part))})
+
+    def send_on_and_on(self, status: int, part: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, **({"Content-Length": str(len(part))} if self.kind == "dribble" else {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        half = len(part) // 2
+        first, rest = (
+            (part[:half], (part[at : at + 1] for at in range(half, len(part)))) if self.kind == "dribble" else (part, repeat(bytes(1 << 16)))
+        )
+        # The client leaves.
+        with suppress(OSError):
+            self.wfile.write(first)
+            for piece in rest:
+                self.wfile.write(piece)
+                time.sleep(0.01 if self.kind == "dribble" else 0)
 
     def publishing(self, path: str, body: bytes) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":

@@ -51,6 +51,7 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
     if not files:
         listed = ", ".join(file.path for file in commit.files[:LINES_SHOWN]) or "nothing"
         raise InputError("fetch-nothing", f"no file of {repo_id} is called like {' or '.join(patterns) or 'anything'}: it holds {listed}")
+    hub.require_distinct(repo_id, files)
     folder = RAW / name
     with _only_here(folder):
         problems = _differences(folder, files) if folder.exists() else []

@@ -195,8 +195,12 @@ def test_what_is_not_as_it_should_be_is_refused_unasked(
         (Fault("/api/repos/create", 403, body=b'{"error": "You do not have the rights"}'), "hub-denied", 2),
         (Fault("/commit/", 500, body=b"your header was Bearer " + TOKEN.encode()), "hub-unreachable", 3),
         (Fault("/validate-yaml", 400, body=b'{"errors": [{"message": "no license of this name"}]}'), "publish-card", 2),
+        (Fault("/api/repos/create", 200, body=b"[" * 100_000), "hub-unreachable", 3),
+        (Fault("/preupload/", 200, body=b'{"files": [3]}'), "hub-unreachable", 3),
+        (Fault("/objects/batch", 200, body=b"[]"), "hub-unreachable", 3),
+        (Fault("/commit/", 200, body=b"null"), "hub-unreachable", 3),
     ],
-    ids=["create", "commit", "card"],
+    ids=["create", "commit", "card", "deep", "preupload", "batch", "null"],
 )
 def test_a_hub_that_fails_ends_with_one_message_and_no_commit(root: Path, server: FakeHub, fault: Fault, code: str, status: int) -> None:
     server.commits.clear()

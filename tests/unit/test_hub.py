@@ -232,6 +232,33 @@ def test_a_server_that_says_nothing_is_left_in_time(server: FakeHub, monkeypatch
             hub.read_commit("org/name", COMMIT, "dataset")
 
 
+def test_a_download_below_the_least_rate_ends_and_resumes(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "WINDOW_SECONDS", 0.3)
+    server.faults.append(Fault("train.parquet", "dribble", times=1))
+    # The first window holds the half that came at once.
+    with pytest.raises(MachineError, match=r"\[hub-slow\] org/name: train.parquet: .* sent \d+ bytes in 0 s; .*Run again to resume"):
+        fetched(tmp_path)
+    assert len(DATA) // 2 < (tmp_path / left(tmp_path)[0]).stat().st_size < len(DATA)
+    server.asked.clear()
+    assert fetched(tmp_path) == DATA
+    assert int(server.ranges()[0].strip("bytes=-")) > len(DATA) // 2
+
+
+def test_connections_that_bring_a_few_bytes_each_do_not_go_on_for_ever(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LEAST_PROGRESS_BYTES", len(DATA))
+    server.faults.append(Fault("train.parquet", "broken"))
+    with pytest.raises(MachineError, match=r"\[hub-unreachable\] org/name: train.parquet: "):
+        fetched(tmp_path)
+    assert len([request for request in server.asked if request.on_cdn]) == hub.ATTEMPTS
+
+
+def test_a_file_with_more_bytes_than_listed_ends_at_once(server: FakeHub, tmp_path: Path) -> None:
+    server.faults.append(Fault("train.parquet", "endless"))
+    with pytest.raises(MachineError, match=r"\[hub-damaged\] org/name: train.parquet: "):
+        fetched(tmp_path)
+    assert left(tmp_path) == []
+
+
 def test_offline_is_said_to_be_the_reason(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE"):
