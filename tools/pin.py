@@ -9,8 +9,9 @@ weights stay where they are.
 
 import argparse
 import json
-from collections.abc import Sequence
-from glob import escape
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,15 @@ def download(repo_id: str, revision: str) -> tuple[Path, hub.Commit]:
     files = loaded(commit)
     if not any(file.path.endswith(".safetensors") for file in files):
         raise InputError("base-model-no-weights", f"{repo_id} holds no .safetensors file: only safetensors weights are loaded")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that --path need not pay
-    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
+    hub.require_distinct(repo_id, files)
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415 - half a second that --path need not pay
 
-    blobs = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}" / "blobs"
-    _download(commit, [file for file in files if not hub.holds(blobs / file.digest, file)], blobs)
-    # The cache's own library gives the contents their names; it finds all of them there.
-    with hub.translate_hub_errors(repo_id, commit.revision):
-        folder = Path(
-            snapshot_download(repo_id, revision=commit.revision, allow_patterns=[escape(file.path) for file in files], endpoint=hub.endpoint())
-        )
+    cached = Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    blobs, folder = cached / "blobs", cached / "snapshots" / commit.revision
+    with _only_here(commit, cached):
+        for file in files:
+            hub.download(commit, file, blobs / file.digest)
+            _name(folder / file.path, blobs / file.digest)
     for file in files:
         path = folder / file.path
         if not (path.exists() and path.samefile(blobs / file.digest)) and not hub.holds(path, file):
@@ -78,19 +78,28 @@ def loaded(commit: hub.Commit) -> list[HubFile]:
     return [file for file in commit.files if "/" not in file.path and Path(file.path).suffix in LOADED_SUFFIXES]
 
 
-def _download(commit: hub.Commit, missing: Sequence[HubFile], blobs: Path) -> None:
-    """Download into the cache's contents; two processes would append to one half-written file."""
-    if not missing:
-        return
+@contextmanager
+def _only_here(commit: hub.Commit, cached: Path) -> Iterator[None]:
+    """Two processes would append to one half-written file."""
     # Beside the cache's own locks, which the same repository has there; like those, the file stays.
-    path = blobs.parents[1] / ".locks" / blobs.parent.name / "pin.lock"
+    path = cached.parent / ".locks" / cached.name / "pin.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = try_lock(path)
     if lock is None:
         raise MachineError("pin-running", f"another process pins {commit.repo_id} (it holds {path}): wait for it, or end it")
     with lock:
-        for file in missing:
-            hub.download(commit, file, blobs / file.digest)
+        yield
+
+
+def _name(path: Path, blob: Path) -> None:
+    """Give a content its name, as huggingface_hub lays out its cache; what has the name already stays.
+
+    snapshot_download would do it after it asked the Hub about each file once more, and make a file of any name that a header there says.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.path.relpath(blob, path.parent))
 
 
 def require_listed(manifest: Manifest, commit: hub.Commit) -> None:

@@ -14,7 +14,7 @@ from qlora.core.errors import MachineError
 from qlora.delivery.hub import Commit, HubFile
 from qlora.model.manifest import Manifest
 from qlora.runtime.locks import try_lock
-from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving
+from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, serving, sha1
 from tools.pin import require_listed
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,17 @@ def test_a_broken_download_goes_on_when_run_again(tmp_path: Path, server: FakeHu
     assert done.returncode == 0, done.stderr
     assert server.ranges() == [f"bytes={len(WEIGHTS) // 2}-"]
     assert (tmp_path / "models/base/mine/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_header_names_no_file(tmp_path: Path, server: FakeHub) -> None:
+    """The cache's files are called by the listed sums, which are checked; huggingface_hub calls them by what a header says."""
+    headers = {"ETag": '"../../../escaped"', "X-Linked-Etag": '"../../../escaped"', "X-Repo-Commit": "../../escaped", "X-Linked-Size": "2"}
+    server.faults.append(Fault("/resolve/", 200, headers=headers, body=b"{}"))
+    done = pin(tmp_path, server.endpoint)
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    assert [path for path in tmp_path.rglob("*") if "escaped" in path.name] == []
+    blobs = tmp_path / "hub/hub/models--org--name/blobs"
+    assert {path.name.partition(".")[0] for path in blobs.iterdir()} == {sha1(b"{}"), hashlib.sha256(WEIGHTS).hexdigest()}
 
 
 @pytest.mark.parametrize("kind", ["wrong", "pointer"])
