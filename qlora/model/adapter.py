@@ -115,17 +115,30 @@ def _require_same(template: ChatTemplate, folder: Path) -> None:
     template.require_same(ChatTemplate.saved(load_tokenizer(folder)))
 
 
+def require_safetensors(folder: Path) -> None:
+    """Raises InputError when the folder holds no adapter_model.safetensors: PEFT would unpickle adapter_model.bin, or ask the Hub."""
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(
+            "adapter-not-safetensors", f"{folder} holds no {WEIGHTS}: only safetensors weights are loaded, never a pickle. Run `dvc repro train`."
+        )
+
+
 def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
     """The base model, which is models/base/`base_name`, with the adapter on it.
 
     Raises:
-        InputError: the folder holds no adapter, or one of another base model.
+        InputError: the folder holds no LoRA adapter in safetensors, or one of another base model.
     """
     if not (folder / CONFIG).is_file():
         raise InputError("adapter-missing", f"{folder} holds no {CONFIG}: run `dvc repro train`")
+    require_safetensors(folder)
     try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        # Other kinds name further adapters to load, and megatron_config a module to import.
+        if config["peft_type"] != "LORA" or config.get("megatron_config"):
+            raise ValueError(f"{CONFIG} is not that of a plain LoRA adapter")
         # Two base models of one shape would take each other's adapters without a word.
-        trained_on = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        trained_on = config["base_model_name_or_path"]
         model = PeftModel.from_pretrained(base, folder)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise InputError("adapter-unloadable", f"{folder} does not fit this base model, or is damaged: {error}: run `dvc repro`") from None

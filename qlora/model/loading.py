@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from qlora.core.errors import InputError, MachineError
 from qlora.core.files import read_record
 from qlora.model import attention
+from qlora.model.manifest import require_safetensors
 from qlora.params.base_model import BaseModelParams
 
 
@@ -49,9 +50,11 @@ def load_model(
         quantise_on: Where each weight is quantised before it is put in its place; None: there.
 
     Raises:
-        InputError: the files are no causal language model, or quantised in another way than base_model asks for.
+        InputError: the weights are not the folder's own safetensors files, are no causal language model, or are quantised in another way than
+            base_model asks for.
         MachineError: the attention implementation asked for is not installed, or does not compute this model's attention.
     """
+    require_safetensors(folder)
     if params.attn_implementation == attention.NAME:
         attention.refuse_model(load_config(folder))
     if not progress:

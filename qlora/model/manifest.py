@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from qlora.core.errors import InputError
+from qlora.core.files import read_record
 from qlora.core.hashing import project_root, remembered, sha256_of
 from qlora.params.base_model import BaseModelParams
 
 LOADED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files that loading a model may read. Nothing pickled, no code."""
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX = f"model{INDEX_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,47 @@ def make_manifest(folder: Path, repo_id: str | None = None, revision: str | None
     """Hash a model's folder.
 
     Raises:
-        InputError: it is no folder or holds no safetensors weights.
+        InputError: it is no folder, holds no safetensors weights, or names others.
     """
     if not folder.is_dir():
         raise InputError("base-model-missing", f"{folder} is not a folder")
     paths = list(loadable_files(folder))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise InputError("base-model-no-weights", f"{folder} holds no .safetensors file: only safetensors weights are loaded")
+    require_safetensors(folder)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
     return Manifest(files, repo_id, revision)
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder of which transformers would read other weights than the safetensors files that lie in it and are hashed.
+
+    Raises:
+        InputError: config.json or the index names a pickle or a file elsewhere, or an adapter lies in the folder, which would be loaded too.
+    """
+    try:
+        foreign = [name for name in _named_weights(folder) if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
+    except RecursionError:
+        raise InputError("base-model-unloadable", f"{folder}: config.json or the index is nested too deeply: pin another model") from None
+    if (folder / "adapter_config.json").exists():
+        foreign.append("adapter_config.json")
+    if foreign:
+        raise InputError(
+            "base-model-not-safetensors",
+            f"{folder} would load {foreign[0]!r}, which is no safetensors file of the model's own folder: remove it, or what names it in config.json "
+            f"or {INDEX}, or pin another model",
+        )
+
+
+def _named_weights(folder: Path) -> list[Any]:
+    """What the folder's config and index name as weights; without them model.safetensors is read."""
+    config = read_record(folder / "config.json")
+    # transformers takes the config of a model's text part for the whole where it loads that alone.
+    sections = [section for section in (config, config.get("text_config")) if isinstance(section, dict)]
+    names = [section["transformers_weights"] for section in sections if section.get("transformers_weights")]
+    indices = [name for name in names if isinstance(name, str) and name.endswith(INDEX_SUFFIX) and "/" not in name]
+    shards = [read_record(folder / index).get("weight_map") for index in [INDEX, *indices]]
+    return [name for name in names if name not in indices] + [name for found in shards if isinstance(found, dict) for name in found.values()]
 
 
 def verify(manifest: Manifest, folder: Path, memory: Path | None) -> None:

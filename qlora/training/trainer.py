@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from qlora.core.errors import InputError
+from qlora.model.adapter import require_safetensors
 from qlora.model.attention import packed_rows
 from qlora.model.distributed import all_gather, rank_and_size
 from qlora.params import Params
@@ -119,6 +120,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
         return result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        require_safetensors(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (path := Path(resume_from_checkpoint) / BEST).is_file():
             self.best.best = load_file(path)
