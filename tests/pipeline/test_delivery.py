@@ -71,6 +71,11 @@ def test_the_merged_model_is_the_adapter_and_continues_the_chain_of_hashes(
         assert (entry["sha256"], entry["bytes"]) == (sha256(path), path.stat().st_size)
     assert "Data and pipelines are up to date" in inside.run("dvc", "status")
     assert inside.run("git", "status", "--porcelain") == "?? metrics/merge.json\n"
+    # Whoever may read this folder may read all that the pipeline and the merge wrote.
+    Path("new").touch()
+    written = [path for folder in ("models", "reports", "metrics", "data") for path in Path(folder).rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert [path for path in written if (path.stat().st_mode ^ Path("new").stat().st_mode) & 0o044] == []
 
 
 def test_a_model_too_far_from_the_adapter_leaves_the_one_before_in_place(
