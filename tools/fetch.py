@@ -52,6 +52,10 @@ def fetch(repo_id: str, revision: str, name: str, patterns: Sequence[str], *, fo
         listed = ", ".join(file.path for file in commit.files[:LINES_SHOWN]) or "nothing"
         raise InputError("fetch-nothing", f"no file of {repo_id} is called like {' or '.join(patterns) or 'anything'}: it holds {listed}")
     hub.require_distinct(repo_id, files)
+    if read_by_dvc := [file.path for file in files if file.path.endswith(".dvc") or PurePosixPath(file.path).name == "dvc.yaml"]:
+        raise InputError(
+            "hub-path", f"{repo_id} lists {read_by_dvc[0]!r}, which DVC would read as a part of this project: choose the data with --files and --name"
+        )
     folder = RAW / name
     with _only_here(folder):
         problems = _differences(folder, files) if folder.exists() else []

@@ -213,6 +213,16 @@ def test_some_files_can_have_a_folder_of_their_own(call: Call, monkeypatch: pyte
         call("--files", "*.csv")
 
 
+@pytest.mark.parametrize("path", ["dvc.yaml", "data/dvc.yaml", "data/train.parquet.dvc"])
+def test_a_file_that_dvc_would_read_is_refused(call: Call, server: FakeHub, path: str) -> None:
+    """A damaged one would stop every `dvc repro` of the project."""
+    server.repositories["datasets", "org/name"].files[path] = b"outs: ["
+    with pytest.raises(InputError, match=rf"\[hub-path\] org/name lists '{path}', which DVC would read"):
+        call()
+    assert not FOLDER.exists()
+    assert "holds org/name" in call("--files", "*.parquet")
+
+
 def test_a_dvc_that_fails_costs_no_second_download(call: Call, server: FakeHub) -> None:
     settings = Path(".dvc/config").read_bytes()
     Path(".dvc/config").write_text("no settings", encoding="utf-8")

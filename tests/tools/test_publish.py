@@ -116,6 +116,11 @@ def pickled(root: Path) -> None:
     record(root)
 
 
+def pickled_alone(root: Path) -> None:
+    (root / "models/adapter/adapter_model.safetensors").rename(root / "models/adapter/adapter_model.bin")
+    record(root)
+
+
 def unrecorded(root: Path) -> None:
     (root / "dvc.lock").unlink()
 
@@ -162,6 +167,7 @@ def test_a_tracked_file_called_as_a_licence_is_published(root: Path, name: str) 
     [
         (changed, "input-changed", "dvc checkout", 2),
         (pickled, "publish-foreign", "training_args.bin", 2),
+        (pickled_alone, "adapter-missing", "adapter_model.safetensors", 2),
         (unrecorded, "publish-unrecorded", "dvc repro", 2),
         (without("models/adapter/adapter_config.json"), "adapter-missing", "adapter_config.json", 2),
         (without("reports/model_card.md"), "publish-card", "python -m tools.card", 2),
