@@ -31,6 +31,7 @@ from qlora.delivery.git import git, is_tracked
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
 from qlora.runtime.locks import is_locked
+from qlora.runtime.processes import is_abandoned
 
 LITTLE_BYTES = 2_000_000_000
 FIXES = {"lock-damaged": "git checkout -- dvc.lock"}
@@ -226,15 +227,9 @@ def left_behind() -> Iterator[Finding]:
         )
     places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]
     # As our writers call them, which no process is writing and Git does not know.
-    partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts) and _is_abandoned(path)]
+    partial = [path for path in places if not any(part.endswith(".fetch") for part in path.parts) and is_abandoned(path) and not is_tracked(path)]
     if partial and not _running("stages."):
         yield Finding(f"{len(partial)} half-written files, such as {partial[0]}", f"rm -rf {' '.join(in_shell(path) for path in partial)}")
-
-
-def _is_abandoned(path: Path) -> bool:
-    """NAME.PROCESS.partial of a process that is gone."""
-    process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
-    return process.isdigit() and not Path("/proc", process).exists() and not is_tracked(path)
 
 
 def _running(*words: str) -> bool:

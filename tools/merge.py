@@ -32,6 +32,7 @@ from qlora.core.text import in_shell
 from qlora.delivery.ownership import require_replaceable, require_replaceable_folder, write_own_json
 from qlora.params import Params
 from qlora.runtime import command
+from qlora.runtime.processes import is_abandoned
 
 if TYPE_CHECKING:
     from qlora.delivery.equivalence import Equivalence
@@ -212,8 +213,7 @@ def _require_replaceable_model(folder: Path) -> None:
 def _aside(out: Path) -> Iterator[Path]:
     """A folder beside the place, gone at the end unless it was put there; those of killed processes go too."""
     for abandoned in out.parent.glob(f"{out.name}.*.partial"):
-        process = abandoned.name.split(".")[-2]
-        if Path("/proc").exists() and not Path("/proc", process).exists():
+        if is_abandoned(abandoned):
             shutil.rmtree(abandoned, ignore_errors=True)
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
