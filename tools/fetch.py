@@ -174,14 +174,19 @@ def advice(folder: Path) -> list[str]:
     ]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of this tool's command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("repo_id", help="ORG/NAME on the Hub")
+    made.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
+    made.add_argument("--files", nargs="+", default=[], metavar="GLOB", help="only these, such as 'data/*.parquet'; * matches / too")
+    made.add_argument("--name", help="folder below data/raw; NAME of ORG/NAME without it")
+    made.add_argument("--force", action="store_true", help="replace a folder that holds something else")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repo_id", help="ORG/NAME on the Hub")
-    parser.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
-    parser.add_argument("--files", nargs="+", default=[], metavar="GLOB", help="only these, such as 'data/*.parquet'; * matches / too")
-    parser.add_argument("--name", help="folder below data/raw; NAME of ORG/NAME without it")
-    parser.add_argument("--force", action="store_true", help="replace a folder that holds something else")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     name = arguments.name or arguments.repo_id.rpartition("/")[2]
     if not hub.NAME.fullmatch(name) or name.endswith((".dvc", ".partial")):
         raise InputError("fetch-name", f"{name!r} can't be a folder below {RAW}: letters, digits, '.', '_' and '-' only; give --name")

@@ -126,14 +126,19 @@ def write_manifest(path: Path, record: dict[str, Any]) -> None:
         write_own_json(path, record)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="what base_model.name will say")
-    source = parser.add_mutually_exclusive_group(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Of this tool's command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("name", help="what base_model.name will say")
+    source = made.add_mutually_exclusive_group(required=True)
     source.add_argument("--path", type=Path, help="folder with the weights")
     source.add_argument("--repo-id", help="ORG/NAME on the Hub")
-    parser.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
-    arguments = parser.parse_args()
+    made.add_argument("--revision", default="main", help="commit, branch or tag of the Hub repository (default: main)")
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     if not hub.NAME.fullmatch(arguments.name):
         raise InputError("pin-name", f"{arguments.name!r} can't be a base model's name: letters, digits, '.', '_' and '-' only")
     weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision)

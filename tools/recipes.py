@@ -9,6 +9,7 @@ python -m tools.recipes flags NAME     as -S arguments: dvc exp run $(...) is th
 import argparse
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -71,6 +72,34 @@ def values_of(overlay: Path) -> Iterator[tuple[str, str, Any]]:
     """(section, key, value) in the order of the file, each number as it is spelled there."""
     record = params.parse(overlay, YAML())
     return ((section, key, value) for section, values in record.items() for key, value in values.items())
+
+
+def fetch_command(path: str) -> str | None:
+    """How to fetch the dataset that a file below data/raw belongs to, by the recipes' comments; None where none of them says it.
+
+    >>> fetch_command("data/raw/no_robots/data/train-00000-of-00001.parquet")
+    'python -m tools.fetch HuggingFaceH4/no_robots --revision e6f9a4ac5c37faeb744ba9ecf0473184d7f8105b'
+    """
+    parts = Path(path).parts
+    return _commands("fetch").get(parts[2]) if parts[:2] == ("data", "raw") and len(parts) > 2 else None
+
+
+def pin_command(name: str) -> str | None:
+    """How to download and pin a base model, by the recipes' comments; None where none of them says it."""
+    return _commands("pin").get(name)
+
+
+def _commands(tool: str) -> dict[str, str]:
+    """The lines `#   python -m tools.TOOL ...` of all recipes, by the name of what each makes: a folder in data/raw or a base model."""
+    pattern = re.compile(rf"^#\s+(python -m tools\.{tool} .+)$", re.MULTILINE)
+    found = {}
+    for name in names():
+        for command_line in pattern.findall((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")):
+            words = shlex.split(command_line)
+            # `--name NAME` of a dataset, else the last part of ORG/NAME; a base model's name is the first argument.
+            made = words[words.index("--name") + 1] if "--name" in words else words[3].rpartition("/")[2]
+            found[made] = command_line
+    return found
 
 
 def use(name: str) -> None:

@@ -1,3 +1,5 @@
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from ruamel.yaml import YAML
 from qlora import params
 from qlora.core.errors import InputError
 from qlora.params import Params
-from tools import recipes
+from tools import fetch, pin, recipes
 
 PARAMS = Path("params.yaml")
 
@@ -88,3 +90,27 @@ def test_flags_quote_what_a_shell_would_split() -> None:
     assert """-S 'data.system_message="Answer only."'""" in line
     assert "-S train.max_steps=null" in line
     assert "-S hardware.tf32=false" in line
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name != "tiny-cpu"])
+def test_what_a_recipe_needs_is_downloaded_by_a_command_of_the_recipes(name: str) -> None:
+    """Doctor prints it where the dataset or the base model is missing."""
+    values = {(section, key): value for section, key, value in recipes.values_of(recipes.path_of(name))}
+    for key in ("train_file", "test_file"):
+        line = recipes.fetch_command(values["data", key])
+        assert line is not None
+        fetched = fetch.parser().parse_args(shlex.split(line)[3:])
+        folder = fetched.name or fetched.repo_id.partition("/")[2]
+        assert Path(values["data", key]).is_relative_to(Path("data/raw") / folder)
+        assert re.fullmatch("[0-9a-f]{40}", fetched.revision), "the rows of a recipe are those of one commit"
+    line = recipes.pin_command(values["base_model", "name"])
+    assert line is not None
+    pinned = pin.parser().parse_args(shlex.split(line)[3:])
+    assert pinned.name == values["base_model", "name"]
+    assert pinned.repo_id
+
+
+def test_of_a_dataset_or_a_model_that_no_recipe_has_nothing_is_said() -> None:
+    for path in ("data/raw/mine/train.jsonl", "data/raw", "elsewhere/no_robots/train.parquet", "/data/raw/no_robots/train.parquet"):
+        assert recipes.fetch_command(path) is None
+    assert recipes.pin_command("mine") is None
