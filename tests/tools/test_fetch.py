@@ -134,6 +134,7 @@ def test_what_was_cut_off_goes_on_when_run_again(call: Call, server: FakeHub, mo
     # Not one of the half-written files that the doctor would have removed unasked.
     (found,) = doctor.left_behind()
     assert "resumes it" in found.what
+    assert found.is_note
     assert found.fix.startswith("rm -rf data/raw/.name.fetch ")
     server.faults.clear()
     server.asked.clear()
