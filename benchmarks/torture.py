@@ -5,8 +5,8 @@
 A trial is a fresh checkout with an empty cache, a command (`dvc repro`, `dvc exp run`, with --temp, or the queue), a base model in 32 or 4 bits
 or a training by two processes, and some kills: SIGKILL, SIGTERM, SIGINT or SIGUSR1 to dvc, to the stage, to one process of several, or to all.
 After each the same command is run again; what a plain rerun can't fix, a HEAD, a queue or a lock left in the middle, is fixed by the commands
-that `tools.doctor` prints. At the end it must have made the reference's bytes and left no process, no checkpoint, a clean `dvc status` and
-HEAD on its branch; a file that was edited before all of it must still be so, or be among Git's stashes.
+that `tools.doctor` prints. At the end it must have made the reference's bytes and left no process, no checkpoint, a clean `dvc status`,
+HEAD on its branch and nothing for doctor to find; a file that was edited before all of it must still be so, or be among Git's stashes.
 
 Trials are numbered and seeded; each is a line of results/torture.jsonl, and a run of the same code goes on with the first number that is not there.
 """
@@ -209,16 +209,7 @@ class Trial:
 
     def _recover(self) -> None:
         """By what doctor prints, if anything."""
-        printed = subprocess.run(
-            [sys.executable, "-m", "tools.doctor", "--commands"],
-            cwd=self.clone.path,
-            env=self.clone.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        ).stdout
-        for line in printed.splitlines():
+        for line in self._doctor("--commands").stdout.splitlines():
             if line.startswith("dvc repro"):
                 continue
             self.record.setdefault("fixed_by", []).append(line)
@@ -226,6 +217,12 @@ class Trial:
                 log.write(f"\n##### {line}\n".encode())
                 log.flush()
                 subprocess.run(["/bin/bash", "-c", line], cwd=self.clone.path, env=self.clone.environment, stdout=log, stderr=log, check=False)
+
+    def _doctor(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "tools.doctor", *arguments]
+        return subprocess.run(
+            command, cwd=self.clone.path, env=self.clone.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
 
     def _check(self) -> None:
         until_quiet(self.clone.path, "a process is left", 10)
@@ -255,6 +252,10 @@ class Trial:
         status = self.clone.run("dvc", "status")
         if "up to date" not in status:
             raise Failure(f"dvc status: {status}")
+        # The edited file, and a stash with it, are nobody's damage.
+        doctor = self._doctor()
+        if doctor.returncode or "nothing found" not in doctor.stdout:
+            raise Failure(f"doctor: {doctor.stdout}")
 
 
 def torture(

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.torture import processes
+from benchmarks.torture import processes, until_quiet
 from qlora.core.dvc_lock import cached, recorded_outputs
 from tests.helpers import ended_queue, queue_tasks, start_queue
 from tests.pipeline.clone import Clone
+from tests.pipeline.interrupting import started, wait_for
 from tools import doctor
 
 SECONDS_OF_EVALUATE = ("-S", "evaluate.resamples=50000")
@@ -37,6 +38,58 @@ def fixed(clone: Clone, expected: str) -> None:
     assert line.startswith(expected), line
     clone.run("bash", "-c", line)
     assert commands(clone) == []
+
+
+def silent_after(clone: Clone, *command: str, fails: bool = False) -> None:
+    """Doctor finds nothing after the command; what it changed is taken back."""
+    clone.run(*command, fails=fails)
+    assert commands(clone) == [], command
+    clone.run("bash", "-c", "git checkout --quiet -- . && dvc checkout --quiet")
+
+
+def stop(clone: Clone, *command: str) -> None:
+    """Ctrl-C, once a stage is there: the terminal sends it to every process of the command."""
+    dvc = started(clone, *command)
+    wait_for(lambda: processes(clone.path, "-m stages."))
+    os.killpg(dvc.pid, signal.SIGINT)
+    assert dvc.wait(60) != 0
+    until_quiet(clone.path, "a process is left", 60)
+
+
+def test_nothing_is_found_after_a_stage_was_stopped(built: Clone) -> None:
+    for stage in ("prepare", "baseline", "train", "predict", "evaluate"):
+        stop(built, "dvc", "repro", "--force", "--single-item", stage)
+        assert commands(built) == [], stage
+    # What each of them had removed comes back from Git and the cache.
+    silent_after(built, "true")
+
+
+def test_nothing_is_found_after_experiments_good_refused_and_stopped(built: Clone) -> None:
+    good, bad = "evaluate.resamples=2000", "evaluate.resamples=-1"
+    silent_after(built, "dvc", "exp", "run", "--name", "good", "-S", good)
+    silent_after(built, "dvc", "exp", "run", "-S", bad, fails=True)
+    silent_after(built, "dvc", "exp", "run", "--temp", "-S", "evaluate.resamples=3000")
+    silent_after(built, "dvc", "exp", "run", "--temp", "-S", bad, fails=True)
+    silent_after(built, "dvc", "exp", "run", "-S", "no.such=key", fails=True)
+    for option in ("--force", "--temp"):
+        stop(built, "dvc", "exp", "run", option, *SECONDS_OF_EVALUATE)
+        silent_after(built, "true")
+    silent_after(built, "dvc", "exp", "apply", "good")
+    built.run("dvc", "exp", "branch", "good", "of-good")
+    # Without `dvc checkout`: the outputs are those of the branch before.
+    built.run("git", "switch", "--quiet", "of-good")
+    silent_after(built, "true")
+    silent_after(built, "dvc", "exp", "remove", "good")
+
+
+def test_nothing_is_found_after_a_queue(built: Clone) -> None:
+    for value in ("2000", "-1"):
+        built.run("dvc", "exp", "run", "--queue", "-S", f"evaluate.resamples={value}")
+        assert commands(built) == []
+    start_queue(built, 1)
+    assert sorted(ended_queue(built)) == ["Failed", "Success"]
+    assert commands(built) == []
+    silent_after(built, "dvc", "queue", "remove", "--all")
 
 
 def test_a_healthy_checkout_has_no_finding(built: Clone) -> None:
