@@ -39,8 +39,15 @@ from tools import recipes
 
 LITTLE_BYTES = 100_000_000
 """What a small run writes. A training that needs more says so before it begins."""
-FIXES = {"lock-damaged": "git checkout -- dvc.lock", "params-invalid": "git diff params.yaml", "params-syntax": "git diff params.yaml"}
+FIXES = {
+    # What it holds is kept: it may be more than what was committed.
+    "lock-damaged": 'git stash push --message "damaged dvc.lock" -- dvc.lock',
+    "params-invalid": "git diff params.yaml",
+    "params-syntax": "git diff params.yaml",
+}
 """By the code of an error that ends a check."""
+ARGUMENTS = Path(".dvc/tmp/repro.dat")
+"""DVC has it in the index while it begins an experiment; it belongs into no commit."""
 NOTES = {"params-invalid"}
 """Codes of what is no damage: a value that somebody set, and that every stage refuses with the same words."""
 IN_THE_MIDDLE = tuple(f"refs/exps/exec/EXEC_{name}" for name in ("BASELINE", "MERGE", "BRANCH"))
@@ -71,6 +78,8 @@ def detached_head() -> Iterator[Finding]:
         return
     # Moves HEAD alone: files and index stay as they are, and what differs from the branch shows as a change.
     fix = f"git symbolic-ref HEAD {in_shell(f'refs/heads/{branch}')}"
+    if is_tracked(ARGUMENTS):
+        fix += f" && git reset --quiet -- {ARGUMENTS}"
     # Without those that dvc made for an experiment.
     commits = ("--invert-grep", "--grep=^dvc: commit experiment ", "HEAD", "--not", "--branches", "--tags", "--remotes")
     if newest := git("rev-list", "--max-count=1", *commits):
