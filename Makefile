@@ -24,6 +24,7 @@ help: ## List these targets
 setup: $(READY) ## Make the environment that the pipeline runs in
 
 repro: $(READY) ## Run the pipeline: only stages whose inputs changed
+	@python -m tools.check
 	dvc repro
 
 leaderboard: $(READY) ## Compare HEAD and its experiments: every score, and the params that differ (SORT=nll sorts by it)

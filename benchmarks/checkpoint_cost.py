@@ -30,10 +30,10 @@ def one(steps: int, checkpoints: int) -> None:
     from transformers import set_seed
 
     from qlora import params
-    from qlora.core.conversation import Conversation
-    from qlora.core.files import read_jsonl
+    from qlora.core.conversation import read_conversations
     from qlora.model import device, loading
     from qlora.model.chat_template import ChatTemplate
+    from qlora.model.config import load_tokenizer
     from qlora.runtime.signals import Interruption
     from qlora.training.checkpoints import Checkpoints
     from qlora.training.lora import lora_config
@@ -48,8 +48,8 @@ def one(steps: int, checkpoints: int) -> None:
     values = values.model_copy(update={"runtime": runtime, "train": values.train.model_copy(update={"max_steps": steps, "eval_strategy": "no"})})
     device.set_up_device(values.hardware, deterministic=values.train.deterministic)
     folder = Path("models/base") / values.base_model.name
-    template = ChatTemplate(loading.load_tokenizer(folder), values.chat)
-    examples = encode_split(map(Conversation.from_record, read_jsonl(TRAIN)), template, values.sequence, "train").examples
+    template = ChatTemplate(load_tokenizer(folder), values.chat)
+    examples = encode_split(read_conversations(TRAIN), template, values.sequence, "train").examples
     base = loading.load_model(values.base_model, folder, torch.device("cpu"), progress=False)
     set_seed(values.train.seed)
     model = get_peft_model(base, lora_config(values.lora, base))

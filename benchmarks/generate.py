@@ -21,6 +21,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.files import read_jsonl
 from qlora.model import device, loading
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import load_tokenizer
 from qlora.prediction.generation import batches_of, generate
 
 RESULTS = Path(__file__).parent / "results" / "generate.json"
@@ -35,7 +36,7 @@ def main() -> None:
     values = params.load(Path("params.yaml"))
     device.set_up_device(values.hardware, deterministic=False)
     folder = Path("models/base") / values.base_model.name
-    template = ChatTemplate(loading.load_tokenizer(folder), values.chat)
+    template = ChatTemplate(load_tokenizer(folder), values.chat)
     model = loading.load_model(values.base_model, folder, torch.device("cpu"), progress=False).eval()
     prompts = []
     for record in read_jsonl(TEST)[: arguments.prompts]:

@@ -136,7 +136,7 @@ class Bench:
 
     def trainer(self, params: Any, checkpoints: Any, examples: list[Any] | None = None) -> Any:
         """What the stage `train` makes."""
-        from qlora.model import loading
+        from qlora.model.config import load_tokenizer
         from qlora.model.device import set_up_device
         from qlora.runtime.signals import Interruption
         from qlora.training.lora import adapter_model
@@ -152,7 +152,7 @@ class Bench:
             examples = [examples[place] for place in full]
         device = set_up_device(params.hardware, deterministic=params.train.deterministic)
         model = adapter_model(params, self.base(), device)
-        return make_trainer(params, model, loading.load_tokenizer(self.base()), examples, [], checkpoints, Interruption())
+        return make_trainer(params, model, load_tokenizer(self.base()), examples, [], checkpoints, Interruption())
 
     # Figures
 
@@ -184,7 +184,7 @@ class Bench:
 
     def train(self, **values: Any) -> dict[str, Any]:
         """A training by the recipe with these values: its speed, the arithmetic that it reached, and its memory beside the estimate."""
-        from qlora.model.loading import load_config
+        from qlora.model.config import load_config
         from qlora.training.checkpoints import Checkpoints
         from qlora.training.memory import CONTEXT_BYTES, estimate
 
@@ -282,6 +282,7 @@ def plain_trl(bench: Bench) -> Results:
         from trl import SFTConfig, SFTTrainer
 
         from qlora.model import loading
+        from qlora.model.config import load_tokenizer
         from qlora.model.device import set_up_device
         from qlora.training.lora import lora_config
 
@@ -306,7 +307,7 @@ def plain_trl(bench: Bench) -> Results:
                 model=base,
                 args=args,
                 train_dataset=rows,
-                processing_class=loading.load_tokenizer(bench.base()),
+                processing_class=load_tokenizer(bench.base()),
                 peft_config=lora_config(params.lora, base),
             )
             result = bench.timed(trainer)
@@ -350,6 +351,7 @@ def answers(bench: Bench) -> Results:
 
     from qlora.model import loading
     from qlora.model.chat_template import Encoded
+    from qlora.model.config import load_tokenizer
     from qlora.model.device import set_up_device
     from qlora.prediction.generation import batches_of, generate
     from qlora.prediction.likelihood import turn_nlls
@@ -366,7 +368,7 @@ def answers(bench: Bench) -> Results:
         return (get_peft_model(base, lora_config(params.lora, base)) if tuned else base).eval()
 
     def answered(rows: int, most: int, *, tuned: bool) -> dict[str, Any]:
-        model, tokenizer = model_of(tuned=tuned), loading.load_tokenizer(bench.base())
+        model, tokenizer = model_of(tuned=tuned), load_tokenizer(bench.base())
         # So many of the longest prompts fill a batch; of shorter ones there are more.
         tokens = rows * (max(map(len, prompts[:most])) + new)
         params = bench.params(predict__max_new_tokens=new, predict__batch_tokens=tokens).predict

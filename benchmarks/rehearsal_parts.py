@@ -114,7 +114,7 @@ def random_adapter(values: Any, base: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from qlora.model import adapter
-    from qlora.model.loading import load_config, load_tokenizer
+    from qlora.model.config import load_config, load_tokenizer
     from qlora.training.lora import lora_config
 
     with torch.device("meta"):
@@ -149,7 +149,7 @@ def merge(name: str, out: Path) -> None:
 
 def estimates(small: str, large: str) -> dict[str, int]:
     """Bytes by step: what tools.preflight says, and what qlora/delivery/merge.py says of itself."""
-    from qlora.model.loading import load_config
+    from qlora.model.config import load_config
     from qlora.training.memory import FLOAT, estimate
 
     def merging(name: str) -> int:

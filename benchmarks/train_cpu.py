@@ -30,10 +30,11 @@ import torch
 from peft import get_peft_model
 from transformers import set_seed
 from qlora.model.device import set_up_device
-from qlora.model.loading import load_model, load_tokenizer
+from qlora.model.config import load_tokenizer
+from qlora.model.loading import load_model
 from qlora import params
 from qlora.model.chat_template import ChatTemplate
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import Conversation, read_conversations
 from qlora.training.tokenization import encode_split
 from qlora.core.files import read_jsonl
 from qlora.training.lora import lora_config
@@ -46,7 +47,7 @@ values = values.model_copy(update={
 })
 folder = Path("models/base") / values.base_model.name
 template = ChatTemplate(load_tokenizer(folder), values.chat)
-examples = encode_split(map(Conversation.from_record, read_jsonl(Path("data/prepared/train.jsonl"))), template, values.sequence, "train").examples
+examples = encode_split(read_conversations(Path("data/prepared/train.jsonl")), template, values.sequence, "train").examples
 torch.set_num_threads(values.hardware.num_threads)
 scratch = tempfile.TemporaryDirectory(dir=".dvc/tmp")
 def report(trainer):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import read_conversations
 from qlora.core.dvc_lock import require_recorded
 from qlora.core.files import neutral, read_jsonl, read_points, write_csv, write_json, write_metrics
 from qlora.params import Params
@@ -34,7 +34,7 @@ def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Pat
     curves = {name: metrics / f"{name}_loss.csv" for name in ("train", "eval")}
     inputs = [predictions / f"{side}{suffix}" for side in SIDES for suffix in (".jsonl", "_counts.json")]
     require_recorded([test, *inputs, train_report, *curves.values()])
-    conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
+    conversations = read_conversations(test)
     base, tuned = (measures.scored(read_jsonl(predictions / f"{side}.jsonl"), conversations) for side in SIDES)
     differences = bootstrap.compare(base, tuned, resamples=values.evaluate.resamples)
     sources = {conversation.id: conversation.source for conversation in conversations if conversation.source}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import read_conversations
 from qlora.core.dvc_lock import require_recorded, unfinished_folder
-from qlora.core.files import read_jsonl, write_json, write_jsonl
+from qlora.core.files import write_json, write_jsonl
 from qlora.model.base import BaseModel, open_base_model
 from qlora.model.device import PREDICTION_SETTINGS, peak_memory_bytes, require_compiler, set_up_device, translate_out_of_memory
 from qlora.model.distributed import all_gather, broadcast, is_main_process, process_group
@@ -44,7 +44,7 @@ def predict(values: Params, *, test: Path, manifests: Path, predictions: Path, n
     """
     stage = "predict" if adapter_folder else "baseline"
     require_recorded([test, *filter(None, [adapter_folder])])
-    conversations = [Conversation.from_record(record) for record in read_jsonl(test)]
+    conversations = read_conversations(test)
     with process_group():
         require_compiler(values.hardware)
         device = set_up_device(values.hardware, deterministic=False, processes=values.hardware.prediction_processes)

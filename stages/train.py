@@ -16,9 +16,9 @@ from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import StoppedError
 from qlora.model import adapter
 from qlora.model.base import BaseModel, open_base_model
+from qlora.model.config import check_context
 from qlora.model.device import TRAINING_SETTINGS, peak_memory_bytes, require_compiler, set_up_device, translate_out_of_memory
 from qlora.model.distributed import all_gather, broadcast, is_main_process, process_group
-from qlora.model.loading import check_context
 from qlora.model.manifest import verified_folder
 from qlora.params import Params
 from qlora.runtime import command, launcher

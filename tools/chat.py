@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora import params
-from qlora.core.conversation import Conversation, Message, with_system_message
+from qlora.core.conversation import Conversation, Message, read_conversations, with_system_message
 from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import InputError
-from qlora.core.files import read_jsonl
 from qlora.core.text import visible
 from qlora.params import Params
 from qlora.runtime import command
@@ -154,7 +153,7 @@ def drawn_test_rows(count: int, seed: int) -> list[Conversation]:
         InputError: it is not the test set that dvc.lock records.
     """
     require_recorded([TEST])
-    conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
+    conversations = read_conversations(TEST)
     return random.Random(seed).sample(conversations, min(count, len(conversations)))
 
 

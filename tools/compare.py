@@ -58,7 +58,7 @@ def predictions(revision: str) -> list[dict[str, Any]]:
             for measure in MEASURES.values():
                 for counted in measure.rows([row]):
                     measure.statistics(counted)
-    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+    except Exception as error:
         raise InputError(
             "compare-format",
             f"{PREDICTIONS} or {TEST} of {revision} is damaged or was made by another version of this project ({error!r}): run `dvc repro` at that "
@@ -171,7 +171,7 @@ def _params(revision: str) -> dict[str, str]:
     try:
         sections = YAML(typ="safe", pure=True).load(DVCFileSystem(".", rev=revision).read_text("/params.yaml"))
         values = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-    except (FileNotFoundError, YAMLError, AttributeError):
+    except (FileNotFoundError, YAMLError, AttributeError, ValueError, RecursionError):
         return {}
     return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in values.items()}
 

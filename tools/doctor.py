@@ -22,19 +22,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qlora import params
 from qlora.core import environment
-from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, recorded, resolved
+from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, params_values, pipeline_stages, recorded, resolved
 from qlora.core.errors import InputError, UserFacingError
+from qlora.core.files import is_abandoned
 from qlora.core.text import in_shell
-from qlora.delivery.git import git, is_tracked
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
+from qlora.runtime.git import git, is_tracked
 from qlora.runtime.locks import is_locked
-from qlora.runtime.processes import is_abandoned
 from tools import recipes
 
 LITTLE_BYTES = 100_000_000
@@ -139,10 +138,19 @@ def broken_rwlock() -> Iterator[Finding]:
                 yield Finding(f"{path} was cut off when dvc was killed: dvc refuses to begin", f"rm -f {path}")
 
 
+def emptied_params() -> Iterator[Finding]:
+    """dvc writes params.yaml where it lies, and a kill in between leaves nothing of it."""
+    path = Path("params.yaml")
+    if path.is_file() and path.stat().st_size == 0 and not _git_or_dvc_works():
+        yield Finding("params.yaml is empty: dvc was killed while it wrote it", f"git checkout HEAD -- {path}")
+
+
 def dead_queue_tasks() -> Iterator[Finding]:
     if not Path(".dvc/tmp/exps/celery").is_dir() or _running("queue-worker") or _running("exp", "exec-run"):
         return
-    listed = subprocess.run([sys.executable, "-m", "dvc", "queue", "status"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "queue", "status"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
     for task in re.findall(r"^(\w{7})\b.*\bRunning\s*$", listed, re.MULTILINE):
         yield Finding(
             f"queue task {task} is 'Running', but no worker runs",
@@ -199,8 +207,7 @@ def missing_dependencies() -> Iterator[Finding]:
     """Files without which DVC refuses to begin."""
     # What is wrong in it is another check's finding, as is a base model that is not there.
     manifest = f"models/base/{params.load(Path('params.yaml')).base_model.name}.json"
-    pipeline = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
-    values = YAML(typ="safe", pure=True).load(Path("params.yaml"))
+    pipeline, values = pipeline_stages(), params_values()
     made = {path for stage in pipeline.values() for path in outputs_of(stage)}
     named = {resolved(dep, values) for stage in pipeline.values() for dep in stage["deps"]}
     missing: dict[str, list[str]] = {}
@@ -348,6 +355,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     detached_head,
     experiment_in_the_middle,
     broken_rwlock,
+    emptied_params,
     dead_queue_tasks,
     shallow_clone,
     base_model,
@@ -364,6 +372,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", action="store_true", help="print the commands alone")
     arguments = parser.parse_args()
+    if not Path("dvc.yaml").is_file():
+        raise InputError("pipeline-damaged", "there is no dvc.yaml here")
     said = list(dict.fromkeys(finding for check in CHECKS for finding in _found(check)))
     found = [finding for finding in said if not finding.is_note]
     for finding in found if arguments.commands else said:

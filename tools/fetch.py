@@ -25,10 +25,10 @@ from qlora.core.files import json_document
 from qlora.core.hashing import sha256_of
 from qlora.core.text import in_shell
 from qlora.delivery import hub
-from qlora.delivery.git import is_tracked
 from qlora.delivery.hub import HubFile
 from qlora.delivery.ownership import note, require_replaceable, write_own_json
 from qlora.runtime import command
+from qlora.runtime.git import is_tracked
 from qlora.runtime.locks import try_lock
 
 RAW = Path("data/raw")
@@ -147,7 +147,9 @@ def track(folder: Path) -> None:
     Raises:
         MachineError: DVC can't; the message ends with its own.
     """
-    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         said = (done.stderr + done.stdout).strip()[-1000:]
         raise MachineError(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora import params
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import Conversation, read_conversations
 from qlora.core.errors import InputError
-from qlora.core.files import atomic_writers, read_jsonl
+from qlora.core.files import atomic_writers
 from qlora.core.text import visible
 from qlora.delivery.ownership import replacing
 from qlora.params import Params
@@ -70,10 +70,10 @@ def views(values: Params, split: str | None, identifier: str | None) -> Iterator
         path = PREPARED / f"{name}.jsonl"
         if not path.is_file():
             raise InputError("inspect-nothing", f"{path} does not exist: run `dvc repro prepare` first")
-        for record in read_jsonl(path):
-            if identifier in (None, record["id"]):
+        for conversation in read_conversations(path):
+            if identifier in (None, conversation.id):
                 found = True
-                yield from _views(name, Conversation.from_record(record), template, values)
+                yield from _views(name, conversation, template, values)
     if not found:
         raise InputError("inspect-nothing", f"no conversation has the id {identifier!r}; ids are the first 16 digits in {PREPARED}/*.jsonl")
 

@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora import params
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import Conversation, read_conversations
 from qlora.core.dvc_lock import require_recorded
 from qlora.core.errors import InputError, MachineError, StoppedError, UserFacingError
-from qlora.core.files import read_jsonl, read_record, write_json
+from qlora.core.files import is_abandoned, read_record, write_json
 from qlora.core.text import in_shell
 from qlora.delivery.ownership import require_replaceable, require_replaceable_folder, write_own_json
 from qlora.params import Params
 from qlora.runtime import command
-from qlora.runtime.processes import is_abandoned
 
 if TYPE_CHECKING:
     from qlora.delivery.equivalence import Equivalence
@@ -73,7 +72,7 @@ def merge(values: Params, arguments: argparse.Namespace) -> "Equivalence":
     manifest = MANIFESTS / f"{values.base_model.name}.json"
     adapter_md5 = merging.require_recorded_adapter(values, manifest, ADAPTER)
     require_recorded([TEST])
-    conversations = [Conversation.from_record(record) for record in read_jsonl(TEST)]
+    conversations = read_conversations(TEST)
     converter = None if arguments.gguf is None else gguf.find_converter(arguments.gguf)
     base = open_base_model(values, MANIFESTS)
     made_of = merging.chain(values, manifest, ADAPTER, adapter_md5, arguments.dtype)

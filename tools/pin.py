@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, translate_errors
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
 from qlora.delivery.ownership import write_own_json
@@ -116,11 +116,40 @@ def require_listed(manifest: Manifest, commit: hub.Commit) -> None:
         raise MachineError("hub-damaged", f"{', '.join(wrong)} of {commit.repo_id} changed while it was hashed: run again when nothing writes there")
 
 
+def require_loadable(folder: Path) -> str | None:
+    """Open all that the stages will: each file of weights as far as its header, the config, the tokenizer and its chat template.
+
+    Returns:
+        Why the chat template can't be used as it is, with what to set; None where it can.
+
+    Raises:
+        InputError: one of them can't be loaded, or the template does not end.
+    """
+    from safetensors import safe_open  # noqa: PLC0415 - seconds that --help need not take
+
+    from qlora.model.chat_template import ChatTemplate  # noqa: PLC0415
+    from qlora.model.config import load_config, load_tokenizer  # noqa: PLC0415
+
+    for path in loadable_files(folder):
+        if path.suffix == ".safetensors":
+            with translate_errors("base-model-unloadable", path, "is damaged", "download it again"), safe_open(path, framework="np") as weights:
+                weights.keys()
+    load_config(folder)
+    tokenizer = load_tokenizer(folder)
+    try:
+        ChatTemplate.saved(tokenizer)
+    except InputError as error:
+        if error.code == "chat-endless":
+            raise
+        return error.message
+    return None
+
+
 def write_manifest(path: Path, record: dict[str, Any]) -> None:
     """Write it, unless one that says the same but for the licence lies there: the stages depend on its bytes."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         known = None
     if not isinstance(known, dict) or {**known, "license": None} != {**record, "license": None}:
         write_own_json(path, record)
@@ -144,6 +173,7 @@ def main() -> None:
     weights, commit = (arguments.path, None) if arguments.path else download(arguments.repo_id, arguments.revision)
     manifest = make_manifest(weights, arguments.repo_id, commit.revision if commit else None)
     check_vocabulary(weights)
+    problem = require_loadable(weights)
     if commit:
         require_listed(manifest, commit)
     link_weights(arguments.name, weights)
@@ -151,6 +181,8 @@ def main() -> None:
     write_manifest(path, {**manifest.record(), **({"license": commit.license} if commit and commit.license else {})})
     total = sum(entry["bytes"] for entry in manifest.files.values())
     command.say(f"{path}: {len(manifest.files)} files, {total / 1e6:,.1f} MB. Commit it, and set base_model.name: {arguments.name}")
+    if problem:
+        command.say(f"With chat.template: model it can't be trained: {problem}")
 
 
 if __name__ == "__main__":

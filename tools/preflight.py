@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora import params
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, translate_errors
+from qlora.core.text import in_shell
 from qlora.params import Params
 from qlora.runtime import command
 from tools import recipes
@@ -52,14 +53,15 @@ def shape_of(name: str) -> Any:
     """
     from transformers import AutoConfig  # noqa: PLC0415 - seconds
 
-    from qlora.model.loading import load_config  # noqa: PLC0415
+    from qlora.model.config import load_config  # noqa: PLC0415
     from qlora.model.manifest import find_weights, read_manifest  # noqa: PLC0415
 
     manifest, shape = MANIFESTS / f"{name}.json", SHAPES / f"{name}.json"
     if manifest.exists():
         return load_config(find_weights(name, read_manifest(manifest)))
     if shape.exists():
-        return AutoConfig.for_model(**json.loads(shape.read_text(encoding="utf-8")))
+        with translate_errors("base-model-unloadable", shape, "is no config of a model", f"see `git diff {in_shell(shape)}`"):
+            return AutoConfig.for_model(**json.loads(shape.read_text(encoding="utf-8")))
     raise InputError(
         "base-model-missing", f"base_model.name = {name!r} is neither pinned ({manifest}) nor a known shape ({shape}): `python -m tools.pin`"
     )

@@ -16,10 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from qlora.core.dvc_lock import recorded_outputs, require_recorded
-from qlora.core.errors import InputError, MachineError, UserFacingError
+from qlora.core.errors import InputError, MachineError, UserFacingError, translate_errors
 from qlora.core.files import json_document
 from qlora.core.hashing import sha256_of
 from qlora.delivery import hub
@@ -81,7 +80,8 @@ def _adapter() -> dict[str, bytes | Path]:
 
 def published_config(text: bytes) -> bytes:
     """The adapter's config with the base model as the Hub knows it: models/base/NAME is a path of this repository."""
-    config = json.loads(text)
+    with translate_errors("adapter-unloadable", ADAPTER / "adapter_config.json", "is no config of PEFT", "run `dvc repro`"):
+        config = dict(json.loads(text))
     base = Path(str(config.get("base_model_name_or_path")))
     manifest = MANIFESTS / f"{base.name}.json"
     if base.parent != MANIFESTS or not manifest.is_file():
@@ -94,12 +94,10 @@ def published_config(text: bytes) -> bytes:
 
 
 def _licence_file() -> Path:
-    try:
+    if not CARD_TEXTS.is_file():
+        raise InputError("publish-license", f"{CARD_TEXTS} does not exist: it names the adapter's licence file as license_file")
+    with translate_errors("publish-license", CARD_TEXTS, "is not YAML", f"see `git diff {CARD_TEXTS}`"):
         texts = YAML(typ="safe", pure=True).load(CARD_TEXTS)
-    except FileNotFoundError:
-        raise InputError("publish-license", f"{CARD_TEXTS} does not exist: it names the adapter's licence file as license_file") from None
-    except YAMLError as error:
-        raise InputError("publish-license", f"{CARD_TEXTS} is not YAML: {error}") from None
     named = texts.get("license_file") if isinstance(texts, dict) else None
     if not named:
         raise InputError("publish-license", f"{CARD_TEXTS} has no license_file: name the file with the adapter's licence, such as LICENSE")

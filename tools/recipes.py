@@ -19,8 +19,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from qlora import params
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import atomic_writers
+from qlora.core.text import in_shell
 from qlora.params.section import MOVED
 from qlora.runtime import command
 
@@ -43,8 +44,13 @@ def path_of(name: str) -> Path:
 
 def summary(path: Path) -> str:
     """The recipe's first comment line: what it is for."""
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    return first.removeprefix("#").strip()
+    return text_of(path).partition("\n")[0].removeprefix("#").strip()
+
+
+def text_of(path: Path) -> str:
+    """Raises InputError when it is no text."""
+    with translate_errors("recipe-unreadable", path, "can't be read", f"see `git diff {in_shell(path)}`"):
+        return path.read_text(encoding="utf-8")
 
 
 def compose(base: Path, overlay: Path) -> str:
@@ -134,7 +140,7 @@ def main() -> None:
     if arguments.name is None:
         raise InputError("recipe-name", f"`{arguments.action}` needs the name of a recipe: {', '.join(names())}")
     if arguments.action == "show":
-        command.say(path_of(arguments.name).read_text(encoding="utf-8").rstrip("\n"))
+        command.say(text_of(path_of(arguments.name)).rstrip("\n"))
     elif arguments.action == "flags":
         command.say(flags(arguments.name))
     else:

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from qlora.core.errors import translate_errors
+from qlora.core.files import read_jsonl
 
 ROLES = frozenset(("system", "user", "assistant", "tool"))
 CALL = "assistant, calling"
@@ -65,6 +69,18 @@ class Conversation(NamedTuple):
     def assistant_turns(self) -> Iterator[int]:
         """Positions in `messages` of the answers that a model learns, and is measured by."""
         return (index for index, message in enumerate(self.messages) if message["role"] == "assistant" and message.get("learn", True))
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Conversations that prepare wrote.
+
+    Raises:
+        InputError: the file was changed since.
+        FileNotFoundError: there is none.
+    """
+    path.stat()
+    with translate_errors("prepared-unreadable", path, "holds no conversations as prepare writes them", "`dvc repro prepare`"):
+        return [Conversation.from_record(record) for record in read_jsonl(path)]
 
 
 def with_system_message(messages: list[Message], content: str | None) -> list[Message]:

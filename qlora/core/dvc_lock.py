@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import platformdirs
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import READ_BYTES
 from qlora.core.hashing import project_root, remembered
 
 LOCK = Path("dvc.lock")
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+"""Of a file, or of the list of a folder's files. It names a file of the cache."""
 
 
 class Recorded(NamedTuple):
@@ -29,24 +30,64 @@ class Recorded(NamedTuple):
     is_output: bool
 
 
+def locked_stages(lock: Path = LOCK) -> dict[str, dict[str, Any]]:
+    """What dvc.lock says of each stage, as far as it says it: `cmd`, `deps` and `outs`, lists of entries with path and md5, and `params`,
+    {file: {name: value}}; nothing without a dvc.lock.
+
+    Raises:
+        InputError: it is not a lock file.
+    """
+    with translate_errors("lock-damaged", lock, "is no lock file of DVC", f"`git checkout -- {lock}`"):
+        record: Any = _safe_yaml().load(lock) if lock.exists() else None
+        stages: dict[str, dict[str, Any]] = dict((record or {}).get("stages", {}))
+        for stage in stages.values():
+            entries = [entry for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+            _ = [entry["path"] + "" for entry in entries], [values.items() for values in stage.get("params", {}).values()]
+            if wrong := [entry["md5"] for entry in entries if not MD5.fullmatch(entry["md5"])]:
+                raise ValueError(f"{wrong[0]!r} is no md5")
+    return stages
+
+
 def recorded(lock: Path = LOCK) -> list[Recorded]:
     """Every dependency and output of every stage; nothing without a dvc.lock.
 
     Raises:
         InputError: it is not a lock file.
     """
-    try:
-        record: Any = YAML(typ="safe", pure=True).load(lock) or {}
-        return [
-            Recorded(name, str(entry["path"]), str(entry["md5"]), kind == "outs")
-            for name, stage in record.get("stages", {}).items()
-            for kind in ("deps", "outs")
-            for entry in stage.get(kind, [])
-        ]
-    except FileNotFoundError:
-        return []
-    except (YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError("lock-damaged", f"{lock} is no lock file of DVC ({error}): `git checkout -- {lock}`") from None
+    return [
+        Recorded(name, entry["path"], entry["md5"], kind == "outs")
+        for name, stage in locked_stages(lock).items()
+        for kind in ("deps", "outs")
+        for entry in stage.get(kind, [])
+    ]
+
+
+def pipeline_stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
+    """What dvc.yaml says of each stage.
+
+    Raises:
+        InputError: it is no pipeline whose stages have a command and dependencies.
+    """
+    with translate_errors("pipeline-damaged", pipeline, "is no pipeline of DVC", f"see `git diff {pipeline}`"):
+        stages: dict[str, dict[str, Any]] = dict(_safe_yaml().load(pipeline)["stages"])
+        for stage in stages.values():
+            _ = stage["cmd"] + "", [dep + "" for dep in stage["deps"]], [name + "" for name in stage.get("params", [])], outputs_of(stage)
+    return stages
+
+
+def params_values(params: Path = Path("params.yaml")) -> dict[str, dict[str, Any]]:
+    """The values of params.yaml as DVC reads them, not checked.
+
+    Raises:
+        InputError: it does not hold sections with keys and values.
+    """
+    with translate_errors("params-syntax", params, "does not hold sections with keys and values", f"see `git diff {params}`"):
+        return {name: dict(section) for name, section in _safe_yaml().load(params).items()}
+
+
+def _safe_yaml() -> YAML:
+    # Not the scanner in C, that DVC reads with: deeply nested brackets end the process there.
+    return YAML(typ="safe", pure=True)
 
 
 def recorded_outputs() -> dict[str, str]:
@@ -56,14 +97,18 @@ def recorded_outputs() -> dict[str, str]:
 
 def dependencies_of(stage: str, pipeline: Path = Path("dvc.yaml"), params: Path = Path("params.yaml")) -> list[Path]:
     """Files and folders that dvc.yaml lists for a stage, with `${section.key}` of params.yaml in place."""
-    listed: Any = YAML(typ="safe", pure=True).load(pipeline)["stages"][stage]["deps"]
-    values: Any = YAML(typ="safe", pure=True).load(params)
-    return [Path(resolved(entry, values)) for entry in listed]
+    values = params_values(params)
+    return [Path(resolved(entry, values)) for entry in pipeline_stages(pipeline)[stage]["deps"]]
 
 
 def resolved(entry: str, values: Mapping[str, Mapping[str, Any]]) -> str:
-    """An entry of dvc.yaml with the values of params.yaml in place of its `${section.key}`."""
-    return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), entry)
+    """An entry of dvc.yaml with the values of params.yaml in place of its `${section.key}`.
+
+    Raises:
+        InputError: params.yaml has no such value.
+    """
+    with translate_errors("params-invalid", "params.yaml", f"lacks a value of {entry} in dvc.yaml", "see `git diff params.yaml dvc.yaml`"):
+        return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda found: str(values[found[1]][found[2]]), entry)
 
 
 def outputs_of(stage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -74,8 +119,7 @@ def outputs_of(stage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def outputs_in_git(pipeline: Path = Path("dvc.yaml")) -> set[str]:
     """Outputs that dvc.yaml keeps out of the cache."""
-    stages = YAML(typ="safe", pure=True).load(pipeline)["stages"].values()
-    return {path for stage in stages for path, options in outputs_of(stage).items() if options.get("cache") is False}
+    return {path for stage in pipeline_stages(pipeline).values() for path, options in outputs_of(stage).items() if options.get("cache") is False}
 
 
 def md5_of(path: Path, root: Path = Path()) -> str:
@@ -142,7 +186,9 @@ def cache_folder() -> Path:
     machine = os.environ.get("DVC_SYSTEM_CONFIG_DIR", platformdirs.site_config_dir("dvc", "iterative"))
     user = os.environ.get("DVC_GLOBAL_CONFIG_DIR", platformdirs.user_config_dir("dvc", "iterative"))
     settings = configparser.RawConfigParser()
-    settings.read([Path(machine) / "config", Path(user) / "config", root / "config", root / "config.local"], encoding="utf-8")
+    files = [Path(machine) / "config", Path(user) / "config", root / "config", root / "config.local"]
+    with translate_errors("dvc-config", ", ".join(str(path) for path in files if path.exists()), "can't be read", "fix it"):
+        settings.read(files, encoding="utf-8")
     return root / settings.get("cache", "dir", fallback="cache").strip("\"'")
 
 
@@ -156,8 +202,8 @@ def objects(md5: str) -> Iterator[str]:
     yield md5
     if md5.endswith(".dir") and cached(md5).is_file():
         try:
-            yield from (str(entry["md5"]) for entry in json.loads(cached(md5).read_bytes()))
-        except (ValueError, TypeError, KeyError):
+            yield from (entry["md5"] for entry in json.loads(cached(md5).read_bytes()) if MD5.fullmatch(entry["md5"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
             return
 
 

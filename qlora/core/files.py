@@ -15,6 +15,7 @@ import orjson
 
 from qlora.core.text import visible
 
+PROC = Path("/proc")
 BUFFER_BYTES = 1 << 20
 """A line at a time through the default buffer of 8 kB costs a system call each."""
 
@@ -51,9 +52,17 @@ def atomic_writers(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
 def _remove_abandoned(path: Path) -> None:
     """What a killed process left beside the place."""
     for partial in path.parent.glob(f"{path.name}.*.partial"):
-        process = partial.name.split(".")[-2]
-        if process.isdigit() and not Path("/proc", process).exists() and Path("/proc").exists():
+        if is_abandoned(partial):
             partial.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether it is called NAME.PROCESS.partial, as our writers call what they write aside, and that process is gone.
+
+    False where the system does not list its processes: nothing is removed there.
+    """
+    process = path.name.split(".")[-2] if path.name.count(".") > 1 else ""
+    return process.isdigit() and PROC.exists() and not (PROC / process).exists()
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
@@ -100,7 +109,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """The object of a .json file, empty where there is none that can be read: for notes and memories that a run can do without."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

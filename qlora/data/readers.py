@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qlora.core.errors import InputError, MachineError
+from qlora.core.text import in_shell, nfc
 
 Row = dict[str, Any]
 BATCH_ROWS = 1024
@@ -125,10 +126,18 @@ def files_of(path: Path) -> list[Path]:
             raise InputError("data-missing", f"{path} holds no file that ends in one of {', '.join(READERS)}")
         return files
     if not path.is_file():
-        raise InputError("data-missing", f"{path} is no file and no folder: set data.train_file and data.test_file to existing ones")
+        raise InputError("data-missing", f"{path} is no file and no folder: {_way_to_existing(path)}")
     if kind_of(path) not in READERS:
         raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected {', '.join(READERS)}, or {', '.join(PACKABLE)} with .gz or .zst")
     return [path]
+
+
+def _way_to_existing(path: Path) -> str:
+    """A name that was typed and one that came from another system may be spelled otherwise and look the same."""
+    alike = [found for found in path.parent.glob("*") if nfc(found.name) == nfc(path.name)]
+    if alike:
+        return f"a file whose name looks the same is there, spelled with other characters: `mv {in_shell(alike[0])} {in_shell(path)}`"
+    return "set data.train_file and data.test_file to existing ones"
 
 
 def kind_of(path: Path) -> str:

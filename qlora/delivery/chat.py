@@ -14,6 +14,7 @@ from qlora.core.conversation import Message
 from qlora.core.errors import InputError
 from qlora.model import loading
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import context_length
 from qlora.params.predict import PredictParams
 from qlora.prediction.generation import Answer, answer_config, answer_of
 
@@ -91,7 +92,7 @@ class Chat:
 
     @property
     def _context(self) -> int:
-        return loading.context_length(self.model.config)
+        return context_length(self.model.config)
 
 
 class _Interruption(StoppingCriteria):

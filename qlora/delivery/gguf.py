@@ -39,7 +39,7 @@ def convert(converter: Path, model: Path, target: Path, dtype: str) -> None:
         MachineError: the converter failed, with the end of what it said.
     """
     command = [sys.executable, str(converter), str(model), "--outfile", str(target), "--outtype", TYPES[dtype]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", check=False)
     if done.returncode or not target.is_file():
         said = "\n".join(done.stdout.splitlines()[-SHOWN_LINES:])
         raise MachineError("gguf-failed", f"{converter} ended with {done.returncode} and no {target.name}:\n{said}")

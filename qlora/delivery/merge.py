@@ -14,16 +14,16 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from ruamel.yaml import YAML
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora.core.dvc_lock import LOCK, md5_of, recorded, recorded_outputs, require_recorded
+from qlora.core.dvc_lock import locked_stages, md5_of, recorded, recorded_outputs, require_recorded
 from qlora.core.errors import InputError, MachineError
 from qlora.core.files import read_record
 from qlora.core.hashing import sha256_of
 from qlora.model import adapter, loading
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import load_config, load_tokenizer
 from qlora.model.manifest import read_manifest
 from qlora.params import Params
 from qlora.prediction.generation import answer_config
@@ -48,7 +48,7 @@ def require_recorded_adapter(values: Params, manifest: Path, folder: Path) -> st
     if str(folder) not in outputs or not folder.is_dir():
         raise InputError("merge-unrecorded", f"dvc.lock records no {folder} that is there: `dvc repro`, or `dvc pull` where it was pushed")
     require_recorded([folder])
-    trained: Any = YAML(typ="safe", pure=True).load(LOCK)["stages"][STAGE].get("params", {}).get("params.yaml", {})
+    trained = locked_stages()[STAGE].get("params", {}).get("params.yaml", {})
     for name in ("base_model", "chat"):
         now = getattr(values, name).model_dump()
         if differing := [key for key, value in now.items() if trained.get(name, {}).get(key) != value]:
@@ -82,7 +82,7 @@ def merged_model(values: Params, base_folder: Path, adapter_folder: Path, dtype:
     Raises:
         InputError: the pinned weights are quantised, or a merged weight is not a finite number in `dtype`.
     """
-    config = loading.load_config(base_folder)
+    config = load_config(base_folder)
     if getattr(config, "quantization_config", None):
         raise InputError("merge-quantised", f"{base_folder} holds quantised weights, which nothing can be added to: pin the unquantised model")
     # In other numbers than those asked for, weights that the adapter replaces would be rounded twice: float32 holds them all.
@@ -161,7 +161,7 @@ def write(model: PreTrainedModel, template: ChatTemplate, values: Params, adapte
 
 def own_template(folder: Path, values: Params) -> ChatTemplate:
     """Tokenizer and template as another program finds them in a folder."""
-    return ChatTemplate.saved(loading.load_tokenizer(folder), on_control_tokens=values.chat.on_control_tokens)
+    return ChatTemplate.saved(load_tokenizer(folder), on_control_tokens=values.chat.on_control_tokens)
 
 
 def chain(values: Params, manifest: Path, adapter_folder: Path, adapter_md5: str, dtype: MergedDtype) -> dict[str, Any]:

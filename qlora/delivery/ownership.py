@@ -10,7 +10,7 @@ from qlora.core.errors import InputError
 from qlora.core.files import read_record, update_json, write_json
 from qlora.core.hashing import project_root, sha256_of
 from qlora.core.text import in_shell
-from qlora.delivery.git import git, is_tracked
+from qlora.runtime.git import git, is_tracked
 
 MEMORY = Path(".dvc/tmp/written.json")
 """Path and sha256 of each file as a tool left it."""

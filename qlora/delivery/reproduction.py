@@ -17,15 +17,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from qlora import params
-from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_of, recorded, resolved
+from qlora.core.dvc_lock import LOCK, Recorded, locked_stages, md5_of, outputs_of, params_values, pipeline_stages, recorded, resolved
 from qlora.core.errors import InputError
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root
-from qlora.delivery.git import is_tracked
 from qlora.model.manifest import find_weights, read_manifest, verify
+from qlora.runtime.git import is_tracked
 
 PIPELINE, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 ENVIRONMENT, FROZEN_ENVIRONMENT = Path("metrics/environment.json"), Path("reports/environment.json")
@@ -59,15 +57,13 @@ def stages(names: Sequence[str] = ()) -> list[Stage]:
         InputError: dvc.lock does not record one, or there is no such stage.
     """
     entries = recorded()
-    locked: Any = YAML(typ="safe", pure=True).load(LOCK)["stages"] if entries else {}
-    pipeline = YAML(typ="safe", pure=True).load(PIPELINE)["stages"]
+    locked, pipeline = locked_stages(), pipeline_stages()
     if unknown := [name for name in names if name not in pipeline]:
         raise InputError("verify-stage", f"{unknown[0]!r} is no stage: {', '.join(pipeline)}")
     chosen = [name for name in pipeline if name in (names or pipeline)]
     if missing := [name for name in chosen if name not in locked]:
         raise InputError("verify-nothing", f"{LOCK} does not record {', '.join(missing)}: run `dvc repro` first")
-    values: Any = YAML(typ="safe", pure=True).load(PARAMS)
-
+    values = params_values()
     return [
         Stage(
             name,
@@ -89,7 +85,7 @@ def changed_inputs(chosen: Sequence[Stage], *, all_here: bool = True) -> Iterato
         all_here: False where nothing is to run: raw data outside Git and weights may be elsewhere, and weights are hashed once only.
     """
     rebuilt = {entry.path for stage in chosen for entry in stage.entries if entry.is_output}
-    values: Any = YAML(typ="safe", pure=True).load(PARAMS)
+    values = params_values()
     for stage in chosen:
         yield from _changed_wiring(stage)
         for entry in stage.entries:
@@ -106,7 +102,7 @@ def changed_inputs(chosen: Sequence[Stage], *, all_here: bool = True) -> Iterato
 
 def _changed_wiring(stage: Stage) -> Iterator[str]:
     """Where dvc.yaml and dvc.lock differ."""
-    if stage.command != stage.locked["cmd"]:
+    if stage.command != stage.locked.get("cmd"):
         yield f"{PIPELINE}: the command of {stage.name} is not the one that {LOCK} records"
     locked_params = stage.locked.get("params", {}).get(str(PARAMS), {}).keys()
     for kind, ours, theirs in (
@@ -189,7 +185,14 @@ def build(folder: Path, chosen: Sequence[Stage], *, everything: bool) -> list[st
     command = [sys.executable, "-m", "dvc", "repro", "--force", *targets]
     ran = []
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     ) as process:
         try:
             assert process.stdout

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, machine_error, translate_errors
 from qlora.core.files import write_json
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.loading import load_tokenizer
+from qlora.model.config import load_tokenizer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -54,8 +54,11 @@ def publish(model: PeftModel, template: ChatTemplate, folder: Path, base_name: s
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
-    template.tokenizer.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+        template.tokenizer.save_pretrained(partial)
+    except (SafetensorError, OSError) as error:
+        raise machine_error(error, partial) or error from None
     try:
         _require_same(template, partial)
     except InputError:
@@ -132,7 +135,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
     if not (folder / CONFIG).is_file():
         raise InputError("adapter-missing", f"{folder} holds no {CONFIG}: run `dvc repro train`")
     require_safetensors(folder)
-    try:
+    with translate_errors("adapter-unloadable", folder, "does not fit this base model, or is damaged", "run `dvc repro`"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         # Other kinds name further adapters to load, and megatron_config a module to import.
         if config["peft_type"] != "LORA" or config.get("megatron_config"):
@@ -140,8 +143,11 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
         # Two base models of one shape would take each other's adapters without a word.
         trained_on = config["base_model_name_or_path"]
         model = PeftModel.from_pretrained(base, folder)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        raise InputError("adapter-unloadable", f"{folder} does not fit this base model, or is damaged: {error}: run `dvc repro`") from None
+        with safe_open(folder / WEIGHTS, framework="pt") as weights:
+            stored = set(weights.keys())
+        # PEFT warns of weights that are not there, and leaves those as they were made.
+        if missing := sorted(get_peft_model_state_dict(model, save_embedding_layers=False).keys() - stored):
+            raise ValueError(f"{WEIGHTS} lacks {len(missing)} weights, such as {missing[0]}")
     if trained_on != _path_of(base_name):
         raise InputError(
             "adapter-foreign", f"{folder} was trained on {trained_on}, base_model.name is {base_name!r}: run `dvc repro`, or set base_model.name"

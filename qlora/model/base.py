@@ -6,7 +6,7 @@ from typing import NamedTuple
 from transformers import PretrainedConfig
 
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.loading import load_config, load_tokenizer
+from qlora.model.config import load_config, load_tokenizer
 from qlora.model.manifest import verified_folder
 from qlora.params import Params
 

@@ -20,7 +20,7 @@ from qlora.core.errors import InputError
 from qlora.model import structure
 from qlora.model.control_tokens import Tokens
 from qlora.model.escaping import Shown, strings, texts, texts_of_call
-from qlora.model.rendering import NotRenderedError, Renderer
+from qlora.model.rendering import NotRenderedError, Renderer, time_limit
 from qlora.params.chat import ChatParams
 
 FOLDER = Path(__file__).parent / "chat_templates"
@@ -110,7 +110,8 @@ class ChatTemplate:
         """Why the first conversation that was dropped as one that the template can't show was."""
         self._renderer = Renderer(tokenizer, _source(tokenizer, chat.template), chat.template_kwargs)
         tokenizer.chat_template = self._renderer.template
-        self._structure = structure.learn(self._renderer)
+        with time_limit():
+            self._structure = structure.learn(self._renderer)
         self._tokens = Tokens(tokenizer, list(self._structure.own()))
         self._delimiters = self._plain_delimiters()
         if self._policy == "escape" and self._delimiters:
@@ -122,7 +123,8 @@ class ChatTemplate:
         self._ends = self._learn_ends()
         self.end_of_turn = self._tokens.control[self._ends[0]]
         self._end_pattern = structure.any_of(self._ends)
-        self._probe = self._check_template()
+        with time_limit():
+            self._probe = self._check_template()
         self._choose_pad()
 
     @property

@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,18 +17,12 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils import logging as transformers_logging
 
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, translate_errors
 from qlora.core.files import read_record
 from qlora.model import attention
+from qlora.model.config import UNLOADABLE, load_config
 from qlora.model.manifest import require_safetensors
 from qlora.params.base_model import BaseModelParams
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError("tokenizer-unloadable", f"{folder} holds no tokenizer that can be loaded: {error}") from None
 
 
 def load_model(
@@ -79,24 +70,21 @@ def load_model(
 def _read(params: BaseModelParams, folder: Path, device_map: str | dict[str, torch.device]) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of weights that the files lack."""
     dtype: torch.dtype = getattr(torch, params.dtype)
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=params.attn_implementation,
-            quantization_config=_quantization(params),
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except ImportError as error:
-        raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
-            raise
-        raise InputError("base-model-unloadable", f"{folder} can't be loaded as a causal language model: {error}") from None
+    with translate_errors("base-model-unloadable", folder, UNLOADABLE, "pin another one"):
+        try:
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=params.attn_implementation,
+                quantization_config=_quantization(params),
+                device_map=device_map,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except ImportError as error:
+            raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
     return found[0], sorted(found[1]["missing_keys"])
 
 
@@ -200,30 +188,21 @@ def layers_of(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if type(module).__name__ in kinds}
 
 
-def context_length(config: Any) -> int:
-    """Most tokens of a conversation that a model of this config was made for."""
-    return int(config.get_text_config().max_position_embeddings)
-
-
-def load_config(folder: Path) -> PretrainedConfig:
-    """Raises InputError when the folder's config.json is of no model that transformers knows."""
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError("base-model-unloadable", f"{folder} has no config.json of a causal language model: {error}") from None
-    return config
-
-
-def check_context(config: PretrainedConfig, max_length: int) -> None:
-    """Raises InputError when training rows would be longer than a model of this config was made for."""
-    context = context_length(config)
-    if max_length > context:
-        raise InputError("sequence-context", f"sequence.max_length = {max_length} exceeds the base model's context of {context} tokens: lower it")
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template_stops: Sequence[int]) -> list[int]:
-    """Every token that ends an answer: those of the chat template, and the model's and tokenizer's own."""
+    """Every token that ends an answer: those of the chat template, and the model's and tokenizer's own.
+
+    Raises:
+        InputError: the model's own are no tokens of it.
+    """
     config: Any = model.generation_config
     ends = config.eos_token_id if config is not None else None
-    found = {*template_stops, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return sorted(token for token in found if token is not None)
+    found = [token for token in [*template_stops, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])] if token is not None]
+    embeddings: Any = model.get_input_embeddings()
+    tokens = embeddings.num_embeddings
+    if wrong := [token for token in found if type(token) is not int or not 0 <= token < tokens]:
+        raise InputError(
+            "base-model-unloadable",
+            f"the base model's generation_config.json ends answers with {wrong[0]!r}, which is none of its {tokens:,} tokens: fix its eos_token_id "
+            "and pin the model again",
+        )
+    return sorted(set(found))

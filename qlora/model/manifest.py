@@ -4,16 +4,19 @@ Imports no torch: the tools that write and check manifests start at once.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root, remembered, sha256_of
 from qlora.params.base_model import BaseModelParams
 
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 LOADED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files that loading a model may read. Nothing pickled, no code."""
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -37,16 +40,19 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Raises InputError when there is none or it is not of this form."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in record["files"].items()}
-        return Manifest(files, record.get("repo_id"), record.get("revision"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise InputError(
             "base-model-unpinned", f"{path} does not exist: pin the model with `python -m tools.pin {path.stem} --path DIR`, or set base_model.name"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("base-model-manifest", f"{path} is not a manifest ({error!r}): write it again with tools.pin") from None
+        )
+    with translate_errors("base-model-manifest", path, "is not a manifest", "write it again with tools.pin"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in record["files"].items()}
+        repo_id, revision = record.get("repo_id"), record.get("revision")
+        if wrong := [name for name in files if Path(name).name != name or "\0" in name]:
+            raise ValueError(f"{wrong[0]!r} is no name of a file")
+        if (repo_id is not None or revision is not None) and not (REPO_ID.fullmatch(repo_id) and COMMIT.fullmatch(revision)):
+            raise ValueError(f"{repo_id!r} at {revision!r} is no commit of the Hub")
+    return Manifest(files, repo_id, revision)
 
 
 def loadable_files(folder: Path) -> Iterator[Path]:
@@ -76,10 +82,7 @@ def require_safetensors(folder: Path) -> None:
     Raises:
         InputError: config.json or the index names a pickle or a file elsewhere, or an adapter lies in the folder, which would be loaded too.
     """
-    try:
-        foreign = [name for name in _named_weights(folder) if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
-    except RecursionError:
-        raise InputError("base-model-unloadable", f"{folder}: config.json or the index is nested too deeply: pin another model") from None
+    foreign = [name for name in _named_weights(folder) if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
     if (folder / "adapter_config.json").exists():
         foreign.append("adapter_config.json")
     if foreign:
@@ -157,14 +160,14 @@ def check_vocabulary(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        rows = (config.get("text_config") or config)["vocab_size"]
+        rows = int((config.get("text_config") or config)["vocab_size"])
         vocabulary = tokenizer["model"]["vocab"]
         named = vocabulary if isinstance(vocabulary, dict) else {token: number for number, (token, _) in enumerate(vocabulary)}
         ids = {**named, **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
-    except (OSError, ValueError, KeyError, TypeError):
+        beyond = [token for token, number in ids.items() if number >= rows]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         # Other kinds of files: loading them says what is wrong with them.
         return
-    beyond = [token for token, number in ids.items() if number >= rows]
     if beyond:
         raise InputError(
             "base-model-vocabulary",

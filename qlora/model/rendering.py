@@ -1,7 +1,10 @@
 """A chat template as text: rendered as transformers does for serving, and by nothing but what it is given."""
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jinja2 import TemplateError
@@ -9,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlora.core.conversation import Message, Tool
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, UserFacingError
 
 CLOCK = "strftime_now"
 """The function by which a template asks for today's date. In chat.template_kwargs: the text that it answers."""
@@ -17,6 +20,10 @@ _ASKED = "a template asked for the date"
 _NO_CLOCK = "{% macro " + CLOCK + "(format) %}{{ raise_exception('" + _ASKED + "') }}{% endmacro %}\n"
 NOT_IN_THE_ROW = frozenset(("learn",))
 """Keys of a message that are no template's business."""
+
+
+MOST_SECONDS = 10
+"""Of one rendering, which takes a thousandth of one, or of the first ones together: a template is a program, and may never end."""
 
 
 class NotRenderedError(InputError):
@@ -53,14 +60,18 @@ class Renderer:
         render: Any = render_jinja_template  # typed as text, returns a pair
         shown = [self._shown(message) for message in messages]
         try:
-            texts, spans = render(
-                [shown],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self._guarded,
-                **self._tokenizer.special_tokens_map,
-                **options,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            with time_limit():
+                texts, spans = render(
+                    [shown],
+                    tools=[dict(tool) for tool in tools] if tools else None,
+                    chat_template=self._guarded,
+                    **self._tokenizer.special_tokens_map,
+                    **options,
+                )
+        except UserFacingError:
+            raise
+        # A template is a program: it can raise whatever Python can.
+        except Exception as error:
             if _ASKED in str(error):
                 raise InputError(
                     "chat-clock",
@@ -69,7 +80,8 @@ class Renderer:
                 ) from None
             roles = [message["role"] for message in messages]
             hint = " If it knows no system turn, set data.system_message to null." if "system" in roles else ""
-            raise NotRenderedError("chat-template", f"the chat template refuses roles {roles}: {error}.{hint}") from None
+            reason = f"{error}"[:1000] if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"[:1000]
+            raise NotRenderedError("chat-template", f"the chat template refuses roles {roles}: {reason}.{hint}") from None
         return texts[0], spans[0] if spans else []
 
     def _shown(self, message: Message) -> dict[str, Any]:
@@ -80,6 +92,33 @@ class Renderer:
                 for call in message["tool_calls"]
             ]
         return shown
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    """End the block after MOST_SECONDS of this process's time; within another limit, or in another thread than the main one, there is none.
+
+    Raises:
+        InputError: the time is over.
+    """
+    # Not the clock's time: on a busy machine a good template takes long too.
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _took_too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _took_too_long(_number: int, _frame: object) -> None:
+    raise InputError(
+        "chat-endless",
+        f"the chat template did not end within {MOST_SECONDS} s: it is damaged, or hostile; choose another chat.template or base model",
+    )
 
 
 def _assignment(item: tuple[str, Any]) -> str:

@@ -66,6 +66,8 @@ def learn(renderer: Renderer) -> Structure:
     for opening in ([Message(role="system", content=MARK.format(9))], []):
         try:
             pieces = _around(renderer.text([*opening, *turns]))
+            if len(pieces) < len(turns) + 1:
+                raise NotRenderedError("chat-text-lost", f"the chat template shows {len(pieces) - 1} of the texts of {len(turns)} turns")
         except NotRenderedError:
             if not opening:
                 raise

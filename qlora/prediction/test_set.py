@@ -12,6 +12,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.model import loading
 from qlora.model.chat_template import DROPPED, ChatTemplate, Encoded, Encoding
+from qlora.model.config import context_length
 from qlora.model.distributed import gather_items, rank_and_size
 from qlora.params.predict import PredictParams
 from qlora.prediction.generation import Answer, batches_of, generate
@@ -71,7 +72,7 @@ def predict(
     """
     model.eval()
     journal = journal or Journal()
-    context = loading.context_length(model.config)
+    context = context_length(model.config)
     kept, counts = _kept(template, conversations, params, context)
     turns = [turn for conversation, encoding in kept for turn in _turns(conversation, encoding)]
     nlls = _nlls(model, [row for _, encoding in kept for row in encoding.rows], device, journal, progress=progress)

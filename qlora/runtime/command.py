@@ -1,26 +1,28 @@
 """What every stage and tool shares as a program: arguments, exit codes, and messages in place of tracebacks."""
 
 import argparse
-import errno
 import gc
 import inspect
+import io
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora.core.errors import StoppedError, UserFacingError
-from qlora.core.text import visible
+from qlora.core.errors import StoppedError, UserFacingError, machine_error
+from qlora.core.text import in_shell, visible
 from qlora.runtime import log
 from qlora.runtime.signals import LAUNCHER, SIGNALS, handle, ignore
 
 if TYPE_CHECKING:
     from qlora.params import Params
 
-_UNABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+READER_GONE = 128 + signal.SIGPIPE
+"""Exit code when nobody reads the output any more, as of programs that SIGPIPE ends."""
 
 
 def positive(text: str) -> float:
@@ -70,6 +72,10 @@ def stage_inputs(stage: Callable[..., None], description: str | None) -> "tuple[
 def run(main: Callable[[], None]) -> None:
     """Run `main` and end the process: 0 done, 2 wrong input, 3 unable machine, 75 stopped; a bug keeps its traceback and exit code 1."""
     handle(SIGNALS, _raise_stopped)
+    for stream in (sys.stdout, sys.stderr):
+        # Under LC_ALL=C what is not ASCII is spelled out.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     log.configure()
     # What was imported until now is never garbage.
     gc.freeze()
@@ -80,16 +86,21 @@ def run(main: Callable[[], None]) -> None:
             _end(0)
     except UserFacingError as error:
         _stop(str(error), error.exit_code)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename:
-            _stop(f"[input-missing] {error.filename} does not exist: `dvc repro` makes what a stage reads.", 2)
-        if error.errno not in _UNABLE:
+    except BrokenPipeError:
+        if not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
             raise
-        place = error.filename2 or error.filename or "the output"
-        _stop(f"[file-access] {place}: {error.strerror}. Make room, or give this user the right to use it, then run again.", 3)
+        # At its end the interpreter would write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(READER_GONE)
+    except FileNotFoundError as error:
+        if not error.filename:
+            raise
+        _stop(f"[input-missing] {error.filename} does not exist: `dvc repro` makes what a stage reads.", 2)
     except MemoryError as error:
         _stop(f"[out-of-memory] no memory is left ({error}): use a machine with more, or a smaller file.", 3)
-    except Exception:
+    except Exception as error:
+        if unable := machine_error(error, "the output"):
+            _stop(str(unable), unable.exit_code)
         if LAUNCHER not in os.environ:
             raise
         traceback.print_exc()
@@ -109,6 +120,13 @@ def _raise_stopped(number: int, _frame: object) -> None:
 
 def _stop(message: str, exit_code: int) -> None:
     kind = "stopped" if exit_code == StoppedError.exit_code else "error"
+    if kind == "error" and LAUNCHER not in os.environ:
+        from qlora.runtime import restoring  # noqa: PLC0415 - a tool's --help need not load what reads dvc.lock
+
+        message += restoring.advice()
+    root = Path(__file__).parents[2]
+    if not Path("dvc.yaml").exists() and not root.samefile(Path.cwd()):
+        message += f"\nThis is not the repository's root: `cd {in_shell(root)}` first."
     # A message may name what stands in a file.
     print(f"\n{kind}: {visible(message)}", file=sys.stderr, flush=True)
     _end(exit_code)

@@ -50,9 +50,11 @@ def require_devices(hardware: HardwareParams) -> None:
 
 def require_gpu(hardware: HardwareParams) -> None:
     """Raises MachineError when a GPU is asked for and torch sees none."""
-    import torch  # noqa: PLC0415
+    if hardware.device != "cuda":
+        return
+    import torch  # noqa: PLC0415 - seconds
 
-    if hardware.device == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise MachineError(
             "no-gpu",
             "hardware.device = 'cuda', but torch sees no GPU here: run on a machine with one, "

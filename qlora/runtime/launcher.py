@@ -20,9 +20,10 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from qlora.core.errors import StoppedError
 from qlora.core.hashing import project_root
 from qlora.params.hardware import HardwareParams
-from qlora.runtime import gpus
+from qlora.runtime import gpus, restoring
 from qlora.runtime.ranks import Ranks, explain_failure
 from qlora.runtime.signals import LAUNCHER, SIGNALS, handle
 
@@ -99,7 +100,10 @@ def launch(module: str, arguments: Sequence[str], count: int, lease: gpus.Lease 
         if failed is None:
             sys.exit(0)
         statuses = [process.returncode for process in ranks.processes]
-        sys.exit(explain_failure(failed, statuses, ranks.signals, lambda rank: logs[rank].read_text(encoding="utf-8", errors="replace")))
+        status = explain_failure(failed, statuses, ranks.signals, lambda rank: logs[rank].read_text(encoding="utf-8", errors="replace"))
+        if status != StoppedError.exit_code:
+            print(restoring.advice(), file=sys.stderr, flush=True)
+        sys.exit(status)
 
 
 def serve_store(host: str) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.hashing import project_root, sha256_of
 from qlora.model.adapter import CONFIG, WEIGHTS, remember_start
 from qlora.model.distributed import one_process_at_a_time
@@ -41,6 +40,18 @@ def lora_config(params: LoraParams, base: PreTrainedModel) -> LoraConfig:
     )
 
 
+def with_adapter(base: PreTrainedModel, params: LoraParams) -> PeftModel:
+    """The base model with a new adapter.
+
+    Raises:
+        InputError: it has no such layers, or PEFT can't adapt them.
+    """
+    problem = f"asks for an adapter that {base.config.model_type} models can't have"
+    with translate_errors("lora-layers", "params.yaml", problem, "change lora.target_modules or lora.modules_to_save"):
+        model: PeftModel = get_peft_model(base, lora_config(params, base))
+    return model
+
+
 def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftModel:
     """The base model with a new adapter on the device, or this process's part of one that several processes shard."""
     is_sharded = values.hardware.strategy == "fsdp2"
@@ -49,7 +60,7 @@ def adapter_model(values: Params, folder: Path, device: torch.device) -> PeftMod
         base = load_model(values.base_model, folder, place, progress=values.runtime.progress, quantise_on=device if is_sharded else None)
         # Before the adapter is made: its first weights are random.
         set_seed(values.train.seed)
-        model = get_peft_model(base, lora_config(values.lora, base))
+        model = with_adapter(base, values.lora)
         if values.lora.init_lora_weights is not True:
             require_own_matrices(model, values.lora)
             remember_start(model)
@@ -112,7 +123,7 @@ def load_init_adapter(model: PeftModel, params: LoraParams) -> None:
         raise InputError("init-adapter", f"lora.init_adapter = {params.init_adapter!r} is no folder with {WEIGHTS} and {CONFIG}")
     if (found := sha256_of(folder / WEIGHTS)) != params.init_adapter_sha256:
         raise InputError("init-adapter", f"{folder / WEIGHTS} has the sha256 {found}, lora.init_adapter_sha256 is {params.init_adapter_sha256}")
-    try:
+    with translate_errors("init-adapter", folder, "can't be put on this base model", "choose another lora.init_adapter"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         differences = [
             f"{name} is {config.get(name)!r} there and {getattr(params, name)!r} here"
@@ -124,8 +135,6 @@ def load_init_adapter(model: PeftModel, params: LoraParams) -> None:
         weights = load_file(folder / WEIGHTS)
         result = set_peft_model_state_dict(model, weights)
         own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError("init-adapter", f"{folder} can't be put on this base model: {error}") from None
     if result.unexpected_keys or own.keys() != weights.keys():
         names = sorted(own.keys() ^ weights.keys()) or result.unexpected_keys
         raise InputError(

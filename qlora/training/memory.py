@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 
+from qlora.core.errors import translate_errors
 from qlora.model import attention
+from qlora.model.config import UNLOADABLE
 from qlora.model.loading import layers_of
 from qlora.params import Params
 from qlora.params.base_model import BaseModelParams
-from qlora.training.lora import leave_inputs_to_autocast, lora_config
+from qlora.training.lora import leave_inputs_to_autocast, with_adapter
 
 GIB, MIB = 2**30, 2**20
 CONTEXT_BYTES = 2**29
@@ -73,7 +74,15 @@ def estimate(params: Params, config: PretrainedConfig, *, attended: float | None
 
     Args:
         attended: Tokens that a token attends to on average; None: half a row.
+
+    Raises:
+        InputError: no model can be made of the config, or it has no such layers to adapt.
     """
+    with translate_errors("base-model-unloadable", f"the config of base_model.name = {params.base_model.name!r}", UNLOADABLE, "pin another one"):
+        return _estimate(params, config, attended)
+
+
+def _estimate(params: Params, config: PretrainedConfig, attended: float | None) -> Estimate:
     hardware, base = params.hardware, params.base_model
     tokens = hardware.per_device_train_batch_size * params.sequence.max_length
     _register_attention(params)
@@ -130,7 +139,7 @@ def _model(params: Params, config: PretrainedConfig) -> Any:
         base.requires_grad_(False)
         # Other first weights have the same shapes, and are computed from weights.
         lora = params.lora.model_copy(update={"init_lora_weights": True})
-        return get_peft_model(base, lora_config(lora, base)).train()
+        return with_adapter(base, lora).train()
 
 
 def _make_fake(model: Any, params: Params) -> None:

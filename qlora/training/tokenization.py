@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora.core.conversation import Conversation
+from qlora.core.conversation import Conversation, read_conversations
 from qlora.core.errors import InputError
-from qlora.core.files import read_jsonl
 from qlora.core.text import visible
 from qlora.model.chat_template import ChatTemplate, Encoded, Encoding
 from qlora.params.sequence import SequenceParams
@@ -102,7 +101,7 @@ def tokenize_file(path: Path, template: ChatTemplate, sequence: SequenceParams) 
     Raises:
         InputError: also where the tokenizer has no tokens for too much of the text.
     """
-    made = encode_split(map(Conversation.from_record, read_jsonl(path)), template, sequence, path.stem)
+    made = encode_split(read_conversations(path), template, sequence, path.stem)
     template.require_readable(made.lost, made.characters, path.stem)
     return made
 

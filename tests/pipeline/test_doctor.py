@@ -420,3 +420,12 @@ def test_a_queue_task_whose_worker_was_killed_can_be_removed_and_queued_again(bu
     assert "killed" in built.run("dvc", "exp", "list", "--name-only")
     # A queue in which one experiment was good and one was refused.
     assert commands(built) == []
+
+
+def test_params_that_a_kill_emptied_come_from_git(built: Clone) -> None:
+    before = (built.path / "params.yaml").read_bytes()
+    (built.path / "params.yaml").write_bytes(b"")
+    assert "git checkout HEAD -- params.yaml" in commands(built)
+    built.run("git", "checkout", "HEAD", "--", "params.yaml")
+    assert (built.path / "params.yaml").read_bytes() == before
+    assert commands(built) == []

@@ -13,7 +13,7 @@ from qlora.core.conversation import Conversation
 from qlora.core.errors import InputError
 from qlora.core.files import read_jsonl
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.loading import load_tokenizer
+from qlora.model.config import load_tokenizer
 from stages.prepare import prepare
 from tests.families import stand_in, stock
 from tests.helpers import chat_params

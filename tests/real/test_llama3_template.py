@@ -9,7 +9,7 @@ import pytest
 from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import InputError
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.loading import load_tokenizer
+from qlora.model.config import load_tokenizer
 from tests.helpers import chat_params, only_row
 
 CONVERSATION = Conversation(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora.model.chat_template import ChatTemplate
-from qlora.model.loading import load_tokenizer
+from qlora.model.config import load_tokenizer
 from tests.families import ODD_TEXTS, TURNS, check, settings_of, stock, talk
 from tests.helpers import chat_params
 

@@ -18,6 +18,7 @@ from qlora.core.errors import InputError, StoppedError
 from qlora.core.files import read_jsonl, write_jsonl
 from qlora.model import adapter, loading
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import load_tokenizer
 from qlora.params import Params
 from qlora.prediction import generation, test_set
 from qlora.runtime.signals import SIGNALS
@@ -53,7 +54,7 @@ def _inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, values = tmp_path_factory.mktemp("inputs"), params.load(Path("params.yaml"))
     base = loading.load_model(values.base_model, BASE, torch.device("cpu"), progress=False)
     model = get_peft_model(base, lora_config(values.lora, base))
-    adapter.publish(model, ChatTemplate(loading.load_tokenizer(BASE), values.chat), folder / "adapter", "tiny")
+    adapter.publish(model, ChatTemplate(load_tokenizer(BASE), values.chat), folder / "adapter", "tiny")
     write_jsonl(folder / "test.jsonl", [ROW])
     return folder
 

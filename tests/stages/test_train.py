@@ -11,8 +11,8 @@ from qlora import params
 from qlora.core.conversation import Conversation
 from qlora.core.files import read_jsonl
 from qlora.data.readers import BATCH_ROWS
-from qlora.model import loading
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import load_tokenizer
 from qlora.params.data import DataParams
 from qlora.training.tokenization import encode_split
 from qlora.training.trainer import rows_of
@@ -21,7 +21,7 @@ from stages.prepare import prepare
 
 @pytest.fixture
 def template() -> ChatTemplate:
-    return ChatTemplate(loading.load_tokenizer(Path("models/base/tiny")), params.load(Path("params.yaml")).chat)
+    return ChatTemplate(load_tokenizer(Path("models/base/tiny")), params.load(Path("params.yaml")).chat)
 
 
 @pytest.mark.parametrize("packing", ["bfd", "none"])

@@ -18,10 +18,11 @@ from tests.hub import COMMIT, TOKEN, FakeHub, Fault, Repository, pointer, servin
 from tools.pin import require_listed
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = bytes(range(256)) * 1024
+TINY = ROOT / "models/base/tiny"
+WEIGHTS = (TINY / "model.safetensors").read_bytes()
+LOADED = ("config.json", "model.safetensors", "tokenizer.json")
 FILES = {
-    "config.json": b"{}",
-    "model.safetensors": WEIGHTS,
+    **{name: (TINY / name).read_bytes() for name in LOADED},
     "pytorch_model.bin": b"a pickle",
     "README.md": b"words",
     "onnx/config.json": b"{}",
@@ -57,9 +58,7 @@ def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "models/base/mine.json").read_text(encoding="utf-8"))
     assert (manifest["repo_id"], manifest["revision"], manifest["license"]) == ("org/name", COMMIT, "apache-2.0")
-    assert manifest["files"] == {
-        name: {"bytes": len(FILES[name]), "sha256": hashlib.sha256(FILES[name]).hexdigest()} for name in ("config.json", "model.safetensors")
-    }
+    assert manifest["files"] == {name: {"bytes": len(FILES[name]), "sha256": hashlib.sha256(FILES[name]).hexdigest()} for name in LOADED}
     weights = tmp_path / "models/base/mine/model.safetensors"
     assert weights.read_bytes() == WEIGHTS
     assert not any(name in request.path for name in ("pytorch_model.bin", "onnx", "original") for request in server.asked)
@@ -82,9 +81,9 @@ def test_one_commit_is_downloaded_hashed_and_linked_without_its_pickles(tmp_path
 def test_a_foreign_file_in_the_folder_is_never_pinned_as_part_of_the_commit(tmp_path: Path, server: FakeHub) -> None:
     assert pin(tmp_path, server.endpoint).returncode == 0
     manifest = (tmp_path / "models/base/mine.json").read_bytes()
-    (tmp_path / "models/base/mine/tokenizer.json").write_text("not of the Hub", encoding="utf-8")
+    (tmp_path / "models/base/mine/vocab.json").write_text("not of the Hub", encoding="utf-8")
     done = pin(tmp_path, server.endpoint)
-    assert (done.returncode, "[pin-foreign]" in done.stderr, "holds tokenizer.json, which org/name" in done.stderr) == (2, True, True), done.stderr
+    assert (done.returncode, "[pin-foreign]" in done.stderr, "holds vocab.json, which org/name" in done.stderr) == (2, True, True), done.stderr
     assert (tmp_path / "models/base/mine.json").read_bytes() == manifest
 
 

@@ -18,7 +18,7 @@ def default_params() -> Params:
 
 @pytest.fixture
 def tokenizer() -> Any:
-    from qlora.model.loading import load_tokenizer
+    from qlora.model.config import load_tokenizer
 
     return load_tokenizer(TINY)
 
@@ -59,7 +59,7 @@ def examples(template: Any, few_steps: Params) -> Any:
     """Twenty: of whole conversations, and of answers that stand alone after a history that the template shows otherwise."""
     from qlora.core.conversation import Conversation, Message
     from qlora.model.chat_template import ChatTemplate
-    from qlora.model.loading import load_tokenizer
+    from qlora.model.config import load_tokenizer
     from qlora.training.tokenization import encode_split
 
     def turns(number: int) -> list[Message]:

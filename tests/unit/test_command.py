@@ -59,7 +59,7 @@ def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(KeyError):
         command.run(raising(KeyError("a bug")))
     with pytest.raises(OSError, match="broken"):
-        command.run(raising(OSError(5, "broken")))
+        command.run(raising(OSError(22, "broken")))
 
 
 def test_a_signal_in_the_middle_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,9 @@ from qlora import params
 from qlora.core.conversation import Conversation, Message
 from qlora.core.errors import MachineError
 from qlora.model.chat_template import ChatTemplate
+from qlora.model.config import load_tokenizer
 from qlora.model.distributed import all_gather, all_reduce_max, broadcast, gather_items
-from qlora.model.loading import load_model, load_tokenizer
+from qlora.model.loading import load_model
 from qlora.prediction import test_set
 from qlora.prediction.test_set import Measured
 from tests.unit.two_processes import in_two_processes

@@ -18,7 +18,10 @@ def test_every_error_code_is_explained_and_every_explained_code_exists() -> None
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             raised |= set(
-                re.findall(r'(?:InputError|MachineError|StoppedError|NotRenderedError|InseparableError|super\(\).__init__)\(\s*"([a-z0-9-]+)"', text)
+                re.findall(
+                    r'(?:InputError|MachineError|StoppedError|NotRenderedError|InseparableError|translate_errors|super\(\).__init__)\(\s*"([a-z0-9-]+)"',
+                    text,
+                )
             ) | set(re.findall(r'f?"\[([a-z-]+)\] \{', text))
     explained = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert explained == raised

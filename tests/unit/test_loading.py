@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlora.core.errors import InputError, MachineError
+from qlora.model.config import load_tokenizer
 from qlora.model.device import PREDICTION_SETTINGS, translate_out_of_memory
-from qlora.model.loading import QuantiseElsewhere, load_model, load_tokenizer
+from qlora.model.loading import QuantiseElsewhere, load_model
 from qlora.params import Params
 from tests.unit.trainings import TINY, changed
 

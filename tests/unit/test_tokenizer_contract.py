@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from qlora.core.conversation import Conversation, Message, with_system_message
 from qlora.core.errors import InputError
 from qlora.model.chat_template import MANY_SCRIPTS, ChatTemplate
-from qlora.model.loading import load_tokenizer
+from qlora.model.config import load_tokenizer
 from qlora.params.sequence import SequenceParams
 from qlora.training.tokenization import IGNORE_INDEX, Example, encode_split
 from tests.helpers import chat_params, only_row

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from qlora import params
 from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_in_git
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root, remembered, sha256_of
+from qlora.core.text import in_shell
 from qlora.delivery.reproduction import Stage, changed_inputs, stages
 from qlora.model.manifest import Manifest, read_manifest
 from qlora.params import Params
@@ -163,7 +162,7 @@ def commit_of(paths: Sequence[str]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise InputError("card-uncommitted", f"`git {' '.join(arguments[:2])}` failed: {done.stderr.strip()}")
     return done.stdout.rstrip()
@@ -171,8 +170,5 @@ def _git(*arguments: str) -> str:
 
 def read_by_hand(path: Path) -> ByHand:
     """Raises InputError when the file is missing or not of this form."""
-    try:
+    with translate_errors("card-by-hand", path, f"can't be read as the fields {', '.join(ByHand.model_fields)}", f"see `git diff {in_shell(path)}`"):
         return ByHand.model_validate(YAML(typ="safe", pure=True).load(path))
-    except (OSError, YAMLError, ValidationError) as error:
-        fields = ", ".join(ByHand.model_fields)
-        raise InputError("card-by-hand", f"{path} can't be read as the fields {fields}: {error}") from None

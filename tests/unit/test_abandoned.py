@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora.runtime import processes
-from qlora.runtime.processes import is_abandoned
+from qlora.core import files
+from qlora.core.files import is_abandoned
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_a_half_written_file_belongs_to_the_process_in_its_name(name: str, aband
 
 
 def test_nothing_is_abandoned_where_processes_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(files, "PROC", tmp_path / "proc")
     assert not is_abandoned(Path("models/merged.4194305.partial"))

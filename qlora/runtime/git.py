@@ -1,0 +1,21 @@
+"""What Git says of this checkout."""
+
+import subprocess
+from pathlib import Path
+
+
+def git(*arguments: str) -> str:
+    """What git prints, empty where it fails; a path is taken as it is, not as a pattern."""
+    done = subprocess.run(["git", "--literal-pathspecs", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def committed(path: Path) -> bytes | None:
+    """The file's content in HEAD; None where HEAD has no such file."""
+    done = subprocess.run(["git", "cat-file", "blob", f"HEAD:./{path}"], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+def is_tracked(path: Path) -> bool:
+    """The file, or a file in the folder."""
+    return bool(git("ls-files", "--", str(path)))

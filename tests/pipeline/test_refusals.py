@@ -1,0 +1,112 @@
+"""A refused value costs nothing: it is found before DVC removes an output, or the message holds the commands that restore all."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.clone import Clone, ran
+
+REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
+    "a format that the rows don't have": ("prepare", {"data__format": "alpaca"}, "data-columns"),
+    "a GPU that is not there": ("baseline", {"hardware__device": "cuda"}, "no-gpu"),
+    "rows longer than the context": ("train", {"sequence__max_length": 513}, "sequence-context"),
+    "layers that the model has not": ("train", {"lora__target_modules": ["nowhere"]}, "lora-layers"),
+}
+
+
+def commands_of(output: str) -> list[str]:
+    """Those that the message ends with."""
+    _, _, listed = output.partition("these commands restore them:\n")
+    return [line.strip() for line in re.match(r"(?:  .+\n)*", listed)[0].splitlines()]  # type: ignore[index]
+
+
+def state(clone: Clone) -> dict[str, bytes]:
+    return {**clone.outputs(), **{name: (clone.path / name).read_bytes() for name in ("params.yaml", "dvc.lock", "dvc.yaml")}}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_commands_of_a_refusal_restore_every_byte(built: Clone, name: str) -> None:
+    stage, values, code = REFUSED[name]
+    before = state(built)
+    built.set(**values)
+    output = built.run("dvc", "repro", stage, fails=True)
+    assert f"[{code}]" in output
+    assert state(built).keys() < before.keys(), "DVC removes a stage's outputs before it begins"
+    commands = commands_of(output)
+    assert [command.split()[0:2] for command in commands][:2] == [["git", "checkout"], ["dvc", "checkout"]], output
+    for command in commands:
+        built.run("bash", "-c", command)
+    assert state(built) == before
+    assert built.repro() == set()
+
+
+def test_so_do_those_of_an_experiment(built: Clone) -> None:
+    before = state(built)
+    output = built.run("dvc", "exp", "run", "-S", "evaluate.resamples=-1", fails=True)
+    assert "evaluate.resamples = -1 is not allowed" in output
+    for command in commands_of(output):
+        built.run("bash", "-c", command)
+    assert state(built) == before
+
+
+def test_a_copy_of_the_workspace_loses_nothing_and_names_no_command(built: Clone) -> None:
+    before = state(built)
+    output = built.run("dvc", "exp", "run", "--temp", "-S", "evaluate.resamples=-1", fails=True)
+    assert "evaluate.resamples = -1 is not allowed" in output
+    assert "restore" not in output
+    assert state(built) == before
+
+
+CHECKED: dict[str, tuple[str, str]] = {
+    "a wrong value": ("train.learning_rate=-1", "train.learning_rate = -1 is not allowed"),
+    "a rule over two sections": ("train.batch_size=3,hardware.per_device_train_batch_size=2", "is not a multiple"),
+    "data that are not there": ("data.train_file=data/raw/nowhere.jsonl", "[data-missing] data/raw/nowhere.jsonl"),
+    "a model that is not pinned": ("base_model.name=nowhere", "[base-model-unpinned]"),
+    "a GPU that is not there": ("hardware.device=cuda", "[no-gpu]"),
+    "a name that DVC does not know": ("train.lr=1", "[check-value]"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_check_finds_it_and_nothing_is_removed(built: Clone, name: str) -> None:
+    setting, shown = CHECKED[name]
+    before = state(built)
+    arguments = [part for value in re.split(r",(?=\w+\.)", setting) for part in ("-S", value)]
+    output = built.run("python", "-m", "tools.check", "--queue", "--name", "mine", *arguments, fails=True)
+    assert shown in output
+    assert "Traceback" not in output
+    assert state(built) == before
+
+
+def test_check_looks_at_every_value_of_several_and_passes_good_ones(built: Clone) -> None:
+    assert built.run("python", "-m", "tools.check", "-S", "train.learning_rate=1e-5,2e-5").startswith("checked: ")
+    assert "learning_rate = -1 is not allowed" in built.run("python", "-m", "tools.check", "-S", "train.learning_rate=1e-5,-1", fails=True)
+    assert built.run("python", "-m", "tools.check").startswith("checked: ")
+
+
+def test_check_names_every_problem_at_once(built: Clone) -> None:
+    built.set(data__train_file="data/raw/nowhere.jsonl", base_model__name="nowhere")
+    output = built.run("python", "-m", "tools.check", fails=True)
+    assert "[data-missing]" in output
+    assert "[base-model-unpinned]" in output
+
+
+def test_make_repro_and_the_function_of_the_docs_look_first(built: Clone) -> None:
+    planned = built.run("make", "--dry-run", "repro").splitlines()
+    assert planned[-2:] == ["python -m tools.check", "dvc repro"]
+    (function,) = re.findall(r"^    (exp\(\) \{.+\})$", (built.path / "docs/experiments.md").read_text(encoding="utf-8"), re.MULTILINE)
+    before = state(built)
+    output = built.run("bash", "-c", f"{function}\nexp -S evaluate.resamples=-1", fails=True)
+    assert "evaluate.resamples = -1 is not allowed" in output
+    assert state(built) == before
+    assert ran(built.run("bash", "-c", f"{function}\nexp -S evaluate.resamples=1001")) == {"evaluate"}
+
+
+def test_a_tool_in_another_folder_says_where_the_root_is(built: Clone) -> None:
+    environment = {"PYTHONPATH": str(built.path)}
+    (built.path / "elsewhere").mkdir()
+    elsewhere = Clone(built.path / "elsewhere", {**built.environment, **environment})
+    for tool in ("check", "verify", "recipes show tiny-cpu", "doctor"):
+        output = elsewhere.run("python", "-m", *f"tools.{tool}".split(), fails=True)
+        assert f"cd {Path(built.path)}" in output, output
