@@ -120,7 +120,7 @@ def _raise_stopped(number: int, _frame: object) -> None:
 
 def _stop(message: str, exit_code: int) -> None:
     kind = "stopped" if exit_code == StoppedError.exit_code else "error"
-    if kind == "error" and LAUNCHER not in os.environ:
+    if kind == "error" and "DVC_STAGE" in os.environ and LAUNCHER not in os.environ:
         from qlora.runtime import restoring  # noqa: PLC0415 - a tool's --help need not load what reads dvc.lock
 
         message += restoring.advice()

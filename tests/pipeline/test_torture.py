@@ -12,8 +12,8 @@ from tests.pipeline.clone import Clone
 
 
 @pytest.mark.slow
-def test_two_kills_change_nothing(whole_training: Clone, tmp_path: Path) -> None:
-    """An experiment that is killed twice."""
+def test_a_kill_changes_nothing(whole_training: Clone, tmp_path: Path) -> None:
+    """An experiment that is killed once."""
     pristine = unrun(tmp_path / "pristine")
     shutil.copytree(whole_training.path, tmp_path / "whole", symlinks=True)
     whole = Clone(tmp_path / "whole")
@@ -23,11 +23,11 @@ def test_two_kills_change_nothing(whole_training: Clone, tmp_path: Path) -> None
     seconds = 3 * (time.monotonic() - began)
     made = {"32-bit": Reference(pristine.path, whole.outputs(), (whole.path / "dvc.lock").read_bytes(), seconds)}
     results = tmp_path / "torture.jsonl"
-    counts = torture(kills=2, minutes=10, seed=4, jobs=1, results=results, made=made, kills_a_trial=2)
+    counts = torture(kills=1, minutes=10, seed=4, jobs=1, results=results, made=made, kills_a_trial=1)
     records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [record["ended"] for record in records if record["ended"] != "same bytes"] == []
     assert records[0]["command"] == "dvc exp run"
-    assert counts["kills"] >= 2
+    assert counts["kills"] >= 1
     # Counted on, not run again.
-    again = torture(kills=2, minutes=0, seed=4, jobs=1, results=results, made=made)
+    again = torture(kills=1, minutes=0, seed=4, jobs=1, results=results, made=made)
     assert again == counts
