@@ -50,6 +50,7 @@ HOSTILE: tuple[Any, ...] = (
     *([], {}, [None], [[]], {"": ""}, json.loads("[" * 300 + "]" * 300), "([", "LlamaForCausalLM", "float16", "Qwen2Tokenizer", "yarn"),
 )
 FRAGMENTS = [
+    "{{ (9**(9**9)) % 7 }}",
     *("{{ 1/0 }}", "{{ 10**5000 }}", "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}", "{{ messages.__class__ }}", "{{ x.y.z }}"),
     *("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ raise_exception('no') }}", "{{ 'x' * 10**6 }}", "{{ messages[99] }}", "{% break %}"),
     *("{% set messages = [] %}", "{% generation %}x{% endgeneration %}", "{% for i in range(10**6) %}{% endfor %}", "{{ messages|tojson }}"),

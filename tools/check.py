@@ -4,12 +4,14 @@
     python -m tools.check -S train.learning_rate=1e-5        with the values that `dvc exp run -S` would set
 
 Looks at the params, the installed packages, the raw data, the base model (every file against its manifest, its vocabulary), and with
-hardware.device: cuda for a GPU. Ends with 0, or with every message and the exit code of the first. Other options of `dvc exp run` are passed over,
-so that a shell function can hand all of them to both; docs/experiments.md has one.
+hardware.device: cuda for a GPU; what only stages need that would not run is passed over. Ends with 0, or with every message and the exit code of
+the first. Other options of `dvc exp run` are ignored, so that a shell function can pass all of them to both (docs/experiments.md).
 """
 
 import argparse
+import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,67 +21,119 @@ from ruamel.yaml import YAML
 
 from qlora import params
 from qlora.core import environment
-from qlora.core.errors import InputError, UserFacingError
+from qlora.core.dvc_lock import outputs_of, pipeline_stages, recorded
+from qlora.core.errors import InputError, StoppedError, UserFacingError
+from qlora.core.text import visible
 from qlora.model.manifest import verified_folder
 from qlora.params import Params
 from qlora.runtime import command
 from qlora.runtime.gpus import require_gpu
 
 PARAMS, REQUIREMENTS, MANIFESTS = Path("params.yaml"), Path("requirements.txt"), Path("models/base")
+READS_DATA, USES_MODEL = frozenset({"prepare"}), frozenset({"baseline", "train", "predict"})
+"""Stages."""
 
 
-def with_values(overrides: Sequence[str]) -> Iterator[Params]:
-    """params.yaml with these values, as DVC sets them; several where one names several, as `dvc exp run --queue` takes it.
+def problems(overrides: Sequence[str], *, in_copy: bool) -> list[UserFacingError]:
+    """What a run would refuse, as far as it shows without loading a model.
 
-    Raises:
-        InputError: DVC refuses a value, or the params are wrong then.
+    Args:
+        overrides: NAME=VALUE, as `dvc exp run -S` takes them; several values of one name are so many runs.
+        in_copy: Whether the run is in a copy of the workspace, for which DVC takes raw data from its cache.
     """
+    found: dict[str, tuple[frozenset[str], UserFacingError]] = {}
+    for load in _params_of(overrides):
+        for stages, check in _checks(load, in_copy=in_copy):
+            try:
+                check()
+            except StoppedError:
+                raise
+            except UserFacingError as error:
+                found[str(error)] = stages, error
+    # What would run takes a second to learn, and matters only now.
+    running = stages_to_run(overrides) if any(stages for stages, _ in found.values()) else frozenset()
+    return [error for stages, error in found.values() if not stages or stages & running]
+
+
+def _params_of(overrides: Sequence[str]) -> Iterator[Callable[[], Params]]:
+    """For each run the function that reads its params, and raises what is wrong with them."""
     if not overrides:
-        yield params.load(PARAMS)
+        yield lambda: params.load(PARAMS)
         return
     from dvc.exceptions import DvcException  # noqa: PLC0415 - a second that a check without values need not take
     from dvc.utils.cli_parse import to_path_overrides  # noqa: PLC0415
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps  # noqa: PLC0415
 
-    try:
-        for sweep in get_hydra_sweeps(to_path_overrides(overrides)):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / PARAMS.name
-                shutil.copy(PARAMS, path)
+    for sweep in get_hydra_sweeps(to_path_overrides(overrides)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / PARAMS.name
+            shutil.copy(PARAMS, path)
+            try:
                 apply_overrides(path, sweep.get(str(PARAMS), []))
-                yield params.check(params.parse(path, YAML(typ="safe", pure=True)), f"{PARAMS} with these values")
-    except DvcException as error:
-        raise InputError("check-value", f"dvc does not take -S {' -S '.join(overrides)}: {error}") from None
+            except DvcException as error:
+                raise InputError("check-value", f"dvc does not take -S {' -S '.join(overrides)}: {error}") from None
+            yield lambda path=path: params.check(params.parse(path, YAML(typ="safe", pure=True)), f"{PARAMS} with these values")  # type: ignore[misc]
 
 
-def problems(values: Params) -> Iterator[UserFacingError]:
-    """What a run with these values would refuse, as far as it shows without a model."""
+def _checks(load: Callable[[], Params], *, in_copy: bool) -> Iterator[tuple[frozenset[str], Callable[[], object]]]:
+    """Functions that raise what is wrong, each with the stages that it matters to; none: to all of them."""
     from qlora.data.readers import files_of  # noqa: PLC0415 - pyarrow, which wrong params need not load
 
-    paths = dict.fromkeys((values.data.train_file, values.data.test_file))
-    checks: list[Callable[[], object]] = [
-        lambda: environment.require_pinned_versions(REQUIREMENTS, allow_other=values.runtime.allow_other_versions),
-        *(lambda path=path: files_of(Path(path)) for path in paths),
-        lambda: verified_folder(values.base_model, MANIFESTS),
-        lambda: require_gpu(values.hardware),
-    ]
-    for check in checks:
-        try:
-            check()
-        except UserFacingError as error:
-            yield error
+    try:
+        values = load()
+    except UserFacingError:
+        # Raised once more, where it is counted.
+        yield frozenset(), load
+        return
+    yield frozenset(), lambda: environment.require_pinned_versions(REQUIREMENTS, allow_other=values.runtime.allow_other_versions)
+    for path in dict.fromkeys((Path(values.data.train_file), Path(values.data.test_file))):
+        if not (in_copy and _is_in_dvc(path)):
+            yield READS_DATA, lambda path=path: files_of(path)  # type: ignore[misc]
+    yield USES_MODEL, lambda: verified_folder(values.base_model, MANIFESTS)
+    yield USES_MODEL, lambda: require_gpu(values.hardware)
+
+
+def _is_in_dvc(path: Path) -> bool:
+    return any(Path(f"{place}.dvc").is_file() for place in (path, *path.parents))
+
+
+def stages_to_run(overrides: Sequence[str]) -> frozenset[str]:
+    """Stages that `dvc repro` would run with these values: those that are changed or whose params are set, and what depends on them.
+
+    Raises:
+        InputError: `dvc status` fails, or dvc.yaml can't be read.
+    """
+    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        raise InputError("check-status", f"`dvc status` fails: {done.stderr.strip()[-1000:]}")
+    pipeline = pipeline_stages()
+    never_ran = pipeline.keys() - {entry.stage for entry in recorded()}
+    names = [override.partition("=")[0].lstrip("+~").rpartition(":")[2] for override in overrides]
+    running = {*json.loads(done.stdout), *never_ran}
+    running |= {stage for stage, wired in pipeline.items() if any(_is_part(name, param) for name in names for param in wired["params"])}
+    while True:
+        made = {output for stage in running & pipeline.keys() for output in outputs_of(pipeline[stage])}
+        more = {stage for stage, wired in pipeline.items() if made & {*wired["deps"]}} - running
+        if not more:
+            return frozenset(running)
+        running |= more
+
+
+def _is_part(name: str, param: str) -> bool:
+    """Whether one of two dotted names is the other, or a part of it."""
+    return f"{name}.".startswith(f"{param}.") or f"{param}.".startswith(f"{name}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="NAME=VALUE", help="as `dvc exp run` takes it")
+    parser.add_argument("--temp", "--queue", dest="in_copy", action="store_true", help="as `dvc exp run` takes them")
     arguments, _ = parser.parse_known_args()
-    found: dict[str, UserFacingError] = {}
-    for values in with_values(arguments.set_param):
-        found |= {str(error): error for error in problems(values)}
+    found = problems(arguments.set_param, in_copy=arguments.in_copy)
+    for error in found:
+        print(visible(f"error: {error}"), file=sys.stderr)
     if found:
-        command.say("\n".join(f"error: {message}" for message in found))
-        sys.exit(next(iter(found.values())).exit_code)
+        sys.exit(found[0].exit_code)
     command.say("checked: params, packages, data and base model")
 
 

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qlora import params
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.runtime import command
 
 if TYPE_CHECKING:
@@ -48,22 +48,21 @@ def predictions(revision: str) -> list[dict[str, Any]]:
     from qlora.scoring.measures import MEASURES, scored  # noqa: PLC0415
 
     contents = [_content(path, revision) for path in (PREDICTIONS, TEST)]
-    try:
+    what = f"{PREDICTIONS} or {TEST} of {revision}"
+    problem, way_out = "is damaged or was made by another version of this project", "run `dvc repro` at that revision"
+    with translate_errors("compare-format", what, problem, way_out):
         answers, test = ([orjson.loads(line) for line in content.splitlines()] for content in contents)
         if not answers:
             raise ValueError("it holds no line")
-        rows = scored(answers, [Conversation.from_record(record) for record in test])
+        try:
+            rows = scored(answers, [Conversation.from_record(record) for record in test])
+        except InputError as error:
+            raise ValueError(error.message) from None
         for row in rows:
             _ = row["id"], row["turn"], row["seed"], row["tokens"]
             for measure in MEASURES.values():
                 for counted in measure.rows([row]):
                     measure.statistics(counted)
-    except Exception as error:
-        raise InputError(
-            "compare-format",
-            f"{PREDICTIONS} or {TEST} of {revision} is damaged or was made by another version of this project ({error!r}): run `dvc repro` at that "
-            "revision",
-        ) from None
     return rows
 
 

@@ -11,7 +11,6 @@ A note is no finding: an interrupted run that `dvc repro` resumes, or a wrong va
 """
 
 import argparse
-import configparser
 import json
 import os
 import re
@@ -22,12 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ruamel.yaml.error import YAMLError
-
 from qlora import params
 from qlora.core import environment
 from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, params_values, pipeline_stages, recorded, resolved
-from qlora.core.errors import InputError, UserFacingError
+from qlora.core.errors import InputError, StoppedError, UserFacingError
 from qlora.core.files import is_abandoned
 from qlora.core.text import in_shell
 from qlora.model.manifest import find_weights, read_manifest
@@ -40,7 +37,7 @@ LITTLE_BYTES = 100_000_000
 """What a small run writes. A training that needs more says so before it begins."""
 FIXES = {
     # What it holds is kept: it may be more than what was committed.
-    "lock-damaged": 'git stash push --message "damaged dvc.lock" -- dvc.lock',
+    "lock-damaged": "cp dvc.lock .dvc/tmp/ && git checkout HEAD -- dvc.lock",
     "params-invalid": "git diff params.yaml",
     "params-syntax": "git diff params.yaml",
 }
@@ -313,7 +310,8 @@ def left_behind() -> Iterator[Finding]:
 
 
 def _git_or_dvc_works() -> bool:
-    return bool({Path(part).name for line in _processes() for part in line[:2]} & {"git", "dvc"})
+    # As programs, or `python -m dvc`.
+    return bool({Path(part).name for line in _processes() for part in line[:3]} & {"git", "dvc"})
 
 
 def _running(*words: str) -> bool:
@@ -339,10 +337,12 @@ def _found(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """Findings of one check; a file that it can't read is one, and no other check is lost for it."""
     try:
         return list(check())
+    except StoppedError:
+        raise
     except UserFacingError as error:
         # No command of the message is taken: it may name what stands in a file.
         return [Finding(error.message, FIXES.get(error.code, "git diff params.yaml dvc.yaml dvc.lock"), is_note=error.code in NOTES)]
-    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError, configparser.Error) as error:
+    except Exception as error:
         name = check.__name__.replace("_", " ")
         return [Finding(f"can't look for: {name} ({type(error).__name__}: {error})", "git diff params.yaml dvc.yaml dvc.lock .dvc/config")]
 

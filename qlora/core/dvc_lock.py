@@ -18,7 +18,7 @@ from qlora.core.hashing import project_root, remembered
 
 LOCK = Path("dvc.lock")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
-"""Of a file, or of the list of a folder's files. It names a file of the cache."""
+"""A file's, or that of a list of a folder's files. It names a file of the cache."""
 
 
 class Recorded(NamedTuple):
@@ -37,15 +37,18 @@ def locked_stages(lock: Path = LOCK) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: it is not a lock file.
     """
-    with translate_errors("lock-damaged", lock, "is no lock file of DVC", f"`git checkout -- {lock}`"):
+    way_out = f"`cp {lock} .dvc/tmp/ && git checkout HEAD -- {lock}`"
+    with translate_errors("lock-damaged", lock, "is no lock file of DVC", way_out):
         record: Any = _safe_yaml().load(lock) if lock.exists() else None
-        stages: dict[str, dict[str, Any]] = dict((record or {}).get("stages", {}))
-        for stage in stages.values():
-            entries = [entry for kind in ("deps", "outs") for entry in stage.get(kind, [])]
-            _ = [entry["path"] + "" for entry in entries], [values.items() for values in stage.get("params", {}).values()]
-            if wrong := [entry["md5"] for entry in entries if not MD5.fullmatch(entry["md5"])]:
-                raise ValueError(f"{wrong[0]!r} is no md5")
-    return stages
+        return {name: _locked(stage) for name, stage in (record or {}).get("stages", {}).items()}
+
+
+def _locked(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage, once its form is certain."""
+    for entry in (entry for kind in ("deps", "outs") for entry in stage.get(kind, [])):
+        if not (isinstance(entry["path"], str) and MD5.fullmatch(entry["md5"])):
+            raise ValueError(f"{entry} has no path or no md5")
+    return {**stage, "params": {file: dict(values) for file, values in stage.get("params", {}).items()}}
 
 
 def recorded(lock: Path = LOCK) -> list[Recorded]:
@@ -63,16 +66,22 @@ def recorded(lock: Path = LOCK) -> list[Recorded]:
 
 
 def pipeline_stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
-    """What dvc.yaml says of each stage.
+    """What dvc.yaml says of each stage, with the paths of `deps`, and of `params` those of params.yaml; none of those that DVC makes of a list.
 
     Raises:
-        InputError: it is no pipeline whose stages have a command and dependencies.
+        InputError: it is not a pipeline of DVC.
     """
     with translate_errors("pipeline-damaged", pipeline, "is no pipeline of DVC", f"see `git diff {pipeline}`"):
-        stages: dict[str, dict[str, Any]] = dict(_safe_yaml().load(pipeline)["stages"])
-        for stage in stages.values():
-            _ = stage["cmd"] + "", [dep + "" for dep in stage["deps"]], [name + "" for name in stage.get("params", [])], outputs_of(stage)
-    return stages
+        stages: Mapping[str, Mapping[str, Any]] = _safe_yaml().load(pipeline)["stages"]
+        return {name: _wired(stage) for name, stage in stages.items() if not {"foreach", "matrix"} & stage.keys()}
+
+
+def _wired(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage, once its form is certain; DVC takes an entry alone, or with options of its own."""
+    if not all(isinstance(options, Mapping) for options in outputs_of(stage).values()):
+        raise ValueError("an output has no options")
+    deps = [dep if isinstance(dep, str) else next(iter(dep)) for dep in stage.get("deps", [])]
+    return {"cmd": "", **stage, "deps": deps, "params": [name for name in stage.get("params", []) if isinstance(name, str)]}
 
 
 def params_values(params: Path = Path("params.yaml")) -> dict[str, dict[str, Any]]:
@@ -83,6 +92,20 @@ def params_values(params: Path = Path("params.yaml")) -> dict[str, dict[str, Any
     """
     with translate_errors("params-syntax", params, "does not hold sections with keys and values", f"see `git diff {params}`"):
         return {name: dict(section) for name, section in _safe_yaml().load(params).items()}
+
+
+def flat(record: Any, place: str = "") -> dict[str, Any]:
+    """Values by their dotted place; lists whole."""
+    if not isinstance(record, Mapping):
+        return {place: record}
+    return {path: value for name, part in record.items() for path, value in flat(part, f"{place}.{name}" if place else str(name)).items()}
+
+
+def value_at(values: Any, place: str) -> Any:
+    """The value at a dotted place; "not there" where there is none."""
+    for name in place.split("."):
+        values = values.get(name, "not there") if isinstance(values, Mapping) else "not there"
+    return values
 
 
 def _safe_yaml() -> YAML:

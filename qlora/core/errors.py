@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how errors of libraries become such. Each names the place, the value and the way out, and has a stable code.
+"""Errors that a user can act on, and how those of libraries become one. Each names the place, the value and the way out, and has a stable code.
 
 UserFacingError
 ├── InputError      exit 2: params, data or model are wrong
@@ -67,24 +67,22 @@ _WAYS_OUT = {
     errno.EIO: "the disk, or the connection to it, fails: see `dmesg`",
 }
 _MOST_SHOWN = 1000
+_OF_DEVICE = re.compile("can't allocate memory|CUDA|cuDNN|CUDNN|cuBLAS|CUBLAS|cuSOLVER|CUSOLVER|NCCL|NVIDIA")
 
 
 def machine_error(error: BaseException, place: object) -> MachineError | None:
-    """The error as one of this machine's disk, rights or limits; None when it is none.
+    """The error as a MachineError, where the disk, rights or limits of this machine are at fault; None for any other.
 
     Args:
         place: Where it arose, for an error that names no file.
     """
     if isinstance(error, OSError):
-        number, place = error.errno, error.filename2 or error.filename or place
+        number, reason, named = error.errno, error.strerror, error.filename2 or error.filename or place
     else:
         # Libraries in Rust, such as safetensors, name the errno in their own errors.
         found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else None
-    if number not in _WAYS_OUT:
-        return None
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return MachineError("file-access", f"{place}: {reason}: {_WAYS_OUT[number]}")
+        number, reason, named = int(found[1]) if found else None, str(error), place
+    return MachineError("file-access", f"{named}: {reason}: {_WAYS_OUT[number]}") if number in _WAYS_OUT else None
 
 
 @contextmanager
@@ -116,4 +114,4 @@ def translate_errors(code: str, place: object, problem: str, way_out: str) -> It
 
 def _is_of_device(error: BaseException) -> bool:
     """Whether torch, which is not imported here, raised it for want of memory or because the GPU failed."""
-    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") or "can't allocate memory" in str(error) or "CUDA error" in str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") or _OF_DEVICE.search(str(error)) is not None

@@ -486,13 +486,13 @@ def _is_hidden(path: str) -> bool:
 
 
 def _license(card: Any) -> str | None:
-    """`other` alone says nothing: the name that stands beside it does."""
-    if not isinstance(card, dict | None):
-        raise ValueError(f"its card is {reprlib.repr(card)}")
-    found = (card or {}).get("license")
+    """`other` alone says nothing: the name beside it does. None for what is not the name of a licence: nothing depends on it."""
+    if not isinstance(card, dict):
+        return None
+    found = card.get("license")
     names = [name for name in (found if isinstance(found, list) else [found]) if name]
-    if names == ["other"] and (card or {}).get("license_name"):
-        names = [(card or {})["license_name"]]
+    if names == ["other"] and card.get("license_name"):
+        names = [card["license_name"]]
     if not all(isinstance(name, str) and name.isprintable() for name in names) or len(license := ", ".join(names)) > LICENSE_CHARACTERS:
-        raise ValueError(f"its card says license = {reprlib.repr(names)}")
+        return None
     return license or None

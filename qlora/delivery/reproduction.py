@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora import params
-from qlora.core.dvc_lock import LOCK, Recorded, locked_stages, md5_of, outputs_of, params_values, pipeline_stages, recorded, resolved
+from qlora.core.dvc_lock import LOCK, Recorded, flat, locked_stages, md5_of, outputs_of, params_values, pipeline_stages, recorded, resolved, value_at
 from qlora.core.errors import InputError
 from qlora.core.files import read_record
 from qlora.core.hashing import project_root
@@ -95,7 +95,7 @@ def changed_inputs(chosen: Sequence[Stage], *, all_here: bool = True) -> Iterato
             if (found := md5_of(path) if path.exists() else "not there") != entry.md5:
                 yield f"{path}: {found}, {LOCK} says {entry.md5} ({stage.name})"
         for place, locked in flat(stage.locked.get("params", {}).get(str(PARAMS), {})).items():
-            if (found := _at(values, place)) != locked:
+            if (found := value_at(values, place)) != locked:
                 yield f"{PARAMS}: {place} is {found!r}, {LOCK} says {locked!r} ({stage.name})"
     yield from _changed_base_model(chosen, all_here=all_here)
 
@@ -123,19 +123,6 @@ def _changed_base_model(chosen: Sequence[Stage], *, all_here: bool) -> Iterator[
         except InputError as error:
             if all_here or error.code != "base-model-missing":
                 yield error.message
-
-
-def flat(record: Any, place: str = "") -> dict[str, Any]:
-    """Values by their dotted place; lists whole."""
-    if not isinstance(record, Mapping):
-        return {place: record}
-    return {path: value for name, part in record.items() for path, value in flat(part, f"{place}.{name}" if place else str(name)).items()}
-
-
-def _at(values: Any, place: str) -> Any:
-    for name in place.split("."):
-        values = values.get(name, "not there") if isinstance(values, Mapping) else "not there"
-    return values
 
 
 def make_clone(folder: Path, chosen: Sequence[Stage]) -> None:

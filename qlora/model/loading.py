@@ -1,6 +1,7 @@
 """The base model and its tokenizer, loaded from verified files."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from qlora.core.errors import InputError, MachineError, translate_errors
 from qlora.core.files import read_record
 from qlora.model import attention
 from qlora.model.config import UNLOADABLE, load_config
-from qlora.model.manifest import require_safetensors
+from qlora.model.manifest import require_own_weights
 from qlora.params.base_model import BaseModelParams
 
 
@@ -45,7 +46,7 @@ def load_model(
             base_model asks for.
         MachineError: the attention implementation asked for is not installed, or does not compute this model's attention.
     """
-    require_safetensors(folder)
+    require_own_weights(folder)
     if params.attn_implementation == attention.NAME:
         attention.refuse_model(load_config(folder))
     if not progress:
@@ -70,7 +71,7 @@ def load_model(
 def _read(params: BaseModelParams, folder: Path, device_map: str | dict[str, torch.device]) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of weights that the files lack."""
     dtype: torch.dtype = getattr(torch, params.dtype)
-    with translate_errors("base-model-unloadable", folder, UNLOADABLE, "pin another one"):
+    with translate_errors("base-model-unloadable", folder, UNLOADABLE, "pin another one"), _memory_errors_kept():
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -86,6 +87,25 @@ def _read(params: BaseModelParams, folder: Path, device_map: str | dict[str, tor
         except ImportError as error:
             raise MachineError("attention-missing", f"base_model.attn_implementation = {params.attn_implementation!r}: {error}") from None
     return found[0], sorted(found[1]["missing_keys"])
+
+
+@contextmanager
+def _memory_errors_kept() -> Iterator[None]:
+    """transformers puts an error of the quantisation into a report that it logs, and raises another one, which does not say that memory ran out."""
+    reports: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: reports.append(record.getMessage())  # type: ignore[method-assign]
+    library = logging.getLogger("transformers")
+    library.addHandler(handler)
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r".*(?:out of memory|can't allocate memory).*", "\n".join(reports))
+        if not isinstance(error, torch.OutOfMemoryError) and found:
+            raise torch.OutOfMemoryError(found[0].strip()) from error
+        raise
+    finally:
+        library.removeHandler(handler)
 
 
 def _quantization(params: BaseModelParams) -> BitsAndBytesConfig | None:
@@ -197,12 +217,11 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     config: Any = model.generation_config
     ends = config.eos_token_id if config is not None else None
     found = [token for token in [*template_stops, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])] if token is not None]
-    embeddings: Any = model.get_input_embeddings()
-    tokens = embeddings.num_embeddings
+    tokens = int(model.config.get_text_config().vocab_size)
     if wrong := [token for token in found if type(token) is not int or not 0 <= token < tokens]:
         raise InputError(
             "base-model-unloadable",
-            f"the base model's generation_config.json ends answers with {wrong[0]!r}, which is none of its {tokens:,} tokens: fix its eos_token_id "
-            "and pin the model again",
+            f"an answer would end with {wrong[0]!r}, which is not one of the base model's {tokens:,} tokens: fix eos_token_id in its "
+            "generation_config.json or tokenizer_config.json and pin the model again",
         )
     return sorted(set(found))

@@ -71,12 +71,12 @@ def make_manifest(folder: Path, repo_id: str | None = None, revision: str | None
     paths = list(loadable_files(folder))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise InputError("base-model-no-weights", f"{folder} holds no .safetensors file: only safetensors weights are loaded")
-    require_safetensors(folder)
+    require_own_weights(folder)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
     return Manifest(files, repo_id, revision)
 
 
-def require_safetensors(folder: Path) -> None:
+def require_own_weights(folder: Path) -> None:
     """Refuse a folder of which transformers would read other weights than the safetensors files that lie in it and are hashed.
 
     Raises:

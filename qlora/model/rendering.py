@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlora.core.conversation import Message, Tool
-from qlora.core.errors import InputError, UserFacingError
+from qlora.core.errors import InputError, UserFacingError, machine_error
 
 CLOCK = "strftime_now"
 """The function by which a template asks for today's date. In chat.template_kwargs: the text that it answers."""
@@ -23,7 +23,7 @@ NOT_IN_THE_ROW = frozenset(("learn",))
 
 
 MOST_SECONDS = 10
-"""Of one rendering, which takes a thousandth of one, or of the first ones together: a template is a program, and may never end."""
+"""Of processor time for one rendering, which takes a thousandth of a second, or for the first ones together: a template is a program."""
 
 
 class NotRenderedError(InputError):
@@ -68,10 +68,12 @@ class Renderer:
                     **self._tokenizer.special_tokens_map,
                     **options,
                 )
-        except UserFacingError:
+        except (UserFacingError, MemoryError):
             raise
         # A template is a program: it can raise whatever Python can.
         except Exception as error:
+            if unable := machine_error(error, "the chat template"):
+                raise unable from error
             if _ASKED in str(error):
                 raise InputError(
                     "chat-clock",
@@ -96,7 +98,7 @@ class Renderer:
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """End the block after MOST_SECONDS of this process's time; within another limit, or in another thread than the main one, there is none.
+    """End the block after MOST_SECONDS of this process's time. Within another limit that one counts; in other threads than the main one none does.
 
     Raises:
         InputError: the time is over.
@@ -105,20 +107,26 @@ def time_limit() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, _took_too_long)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+    before = signal.signal(signal.SIGVTALRM, _end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS, 1)
     try:
         yield
+    except _EndlessError:
+        raise InputError(
+            "chat-endless",
+            f"the chat template did not end within {MOST_SECONDS} s: it is damaged, or hostile; choose another chat.template or base model",
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _took_too_long(_number: int, _frame: object) -> None:
-    raise InputError(
-        "chat-endless",
-        f"the chat template did not end within {MOST_SECONDS} s: it is damaged, or hostile; choose another chat.template or base model",
-    )
+class _EndlessError(BaseException):
+    """Not an Exception: while Jinja computes constants, it ignores any of those."""
+
+
+def _end(_number: int, _frame: object) -> None:
+    raise _EndlessError
 
 
 def _assignment(item: tuple[str, Any]) -> str:

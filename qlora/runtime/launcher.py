@@ -101,8 +101,8 @@ def launch(module: str, arguments: Sequence[str], count: int, lease: gpus.Lease 
             sys.exit(0)
         statuses = [process.returncode for process in ranks.processes]
         status = explain_failure(failed, statuses, ranks.signals, lambda rank: logs[rank].read_text(encoding="utf-8", errors="replace"))
-        if status != StoppedError.exit_code:
-            print(restoring.advice(), file=sys.stderr, flush=True)
+        if status != StoppedError.exit_code and (advice := restoring.advice()):
+            print(advice, file=sys.stderr, flush=True)
         sys.exit(status)
 
 

@@ -1,6 +1,7 @@
 """A refused value costs nothing: it is found before DVC removes an output, or the message holds the commands that restore all."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
 
 def commands_of(output: str) -> list[str]:
     """Those that the message ends with."""
-    _, _, listed = output.partition("these commands restore them:\n")
+    _, _, listed = output.partition("This restores them:\n")
     return [line.strip() for line in re.match(r"(?:  .+\n)*", listed)[0].splitlines()]  # type: ignore[index]
 
 
@@ -34,11 +35,58 @@ def test_the_commands_of_a_refusal_restore_every_byte(built: Clone, name: str) -
     assert f"[{code}]" in output
     assert state(built).keys() < before.keys(), "DVC removes a stage's outputs before it begins"
     commands = commands_of(output)
-    assert [command.split()[0:2] for command in commands][:2] == [["git", "checkout"], ["dvc", "checkout"]], output
+    assert [command.split()[0:2] for command in commands][:2] == [["git", "stash"], ["dvc", "checkout"]], output
     for command in commands:
         built.run("bash", "-c", command)
     assert state(built) == before
     assert built.repro() == set()
+    assert built.run("git", "stash", "list").count("\n") == 1, "what was set is kept"
+
+
+def test_results_that_were_never_committed_come_back_too(built: Clone) -> None:
+    built.set(evaluate__resamples=1001)
+    assert built.repro() == {"evaluate"}
+    before = state(built)
+    params = before["params.yaml"].decode()
+    (built.path / "params.yaml").write_text(params.replace("resamples: 1001", "resamples: -1"), encoding="utf-8")
+    output = built.run("dvc", "repro", fails=True)
+    value, *commands = commands_of(output)
+    assert value == "in params.yaml: evaluate.resamples: 1001"
+    assert commands[-1].startswith("dvc repro evaluate   # ")
+    (built.path / "params.yaml").write_text(params, encoding="utf-8")
+    for command in commands:
+        built.run("bash", "-c", command)
+    assert state(built) == before
+
+
+def test_where_nothing_was_removed_nothing_is_to_restore(built: Clone, tmp_path: Path) -> None:
+    built.run("git", "clone", "--quiet", str(built.path), str(tmp_path / "fresh"))
+    fresh = Clone(tmp_path / "fresh")
+    fresh.set(data__format="alpaca")
+    output = fresh.run("dvc", "repro", "prepare", fails=True)
+    assert "[data-columns]" in output
+    assert "restores" not in output.replace("git checkout HEAD -- reports/prepare.json", "")
+
+
+def test_a_stage_of_one_s_own_does_not_keep_the_others_from_running(built: Clone) -> None:
+    """In the forms that dvc.yaml allows."""
+    own = """
+  mine:
+    cmd: [echo a, echo b]
+    params:
+      - other.yaml:
+          - x
+  each:
+    foreach: [1, 2]
+    do:
+      cmd: echo ${item}
+"""
+    path = built.path / "dvc.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("\nstages:\n", f"\nstages:{own}", 1), encoding="utf-8")
+    (built.path / "other.yaml").write_text("x: 1\n", encoding="utf-8")
+    built.set(evaluate__resamples=1001)
+    assert "evaluate" in built.repro()
+    built.run("python", "-m", "tools.check")
 
 
 def test_so_do_those_of_an_experiment(built: Clone) -> None:
@@ -54,7 +102,7 @@ def test_a_copy_of_the_workspace_loses_nothing_and_names_no_command(built: Clone
     before = state(built)
     output = built.run("dvc", "exp", "run", "--temp", "-S", "evaluate.resamples=-1", fails=True)
     assert "evaluate.resamples = -1 is not allowed" in output
-    assert "restore" not in output
+    assert "restores" not in output
     assert state(built) == before
 
 
@@ -90,6 +138,31 @@ def test_check_names_every_problem_at_once(built: Clone) -> None:
     output = built.run("python", "-m", "tools.check", fails=True)
     assert "[data-missing]" in output
     assert "[base-model-unpinned]" in output
+
+
+def test_check_passes_over_what_no_stage_that_runs_would_need(built: Clone) -> None:
+    """Scoring needs no weights, no GPU and no raw data."""
+    shutil.move(built.path / "models/base/tiny", built.path.parent / "weights")
+    assert built.run("python", "-m", "tools.check").startswith("checked: ")
+    assert built.run("python", "-m", "tools.check", "-S", "evaluate.resamples=1001").startswith("checked: ")
+    for setting in ("predict.max_new_tokens=2", "train.seed=2", "hardware.device=cuda"):
+        assert "[base-model-missing]" in built.run("python", "-m", "tools.check", "-S", setting, fails=True)
+
+
+def test_check_says_that_dvc_can_not_be_asked(built: Clone) -> None:
+    built.set(data__train_file="data/raw/nowhere.jsonl")
+    (built.path / "dvc.yaml").write_text("stages: [\n", encoding="utf-8")
+    assert "[check-status] `dvc status` fails: " in built.run("python", "-m", "tools.check", fails=True)
+
+
+def test_check_knows_that_a_copy_of_the_workspace_takes_data_from_the_cache(built: Clone) -> None:
+    path = built.path / "data/raw/micro/mine.jsonl"
+    shutil.copy(path.with_name("train.jsonl"), path)
+    built.run("dvc", "add", "--quiet", "data/raw/micro/mine.jsonl")
+    built.set(data__train_file="data/raw/micro/mine.jsonl")
+    path.unlink()
+    assert "[data-missing]" in built.run("python", "-m", "tools.check", fails=True)
+    assert built.run("python", "-m", "tools.check", "--temp").startswith("checked: ")
 
 
 def test_make_repro_and_the_function_of_the_docs_look_first(built: Clone) -> None:

@@ -186,3 +186,23 @@ def test_a_full_disk_while_the_adapter_is_saved_names_its_folder(tmp_path: Path,
     text = raises(lambda: adapter.publish(Model(), None, tmp_path / "adapter", "tiny"))  # type: ignore[arg-type]
     assert text.startswith(f"[file-access] {tmp_path / 'adapter.partial'}: ")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA unknown error", "No CUDA GPUs are available", "Found no NVIDIA driver on your system", "cuDNN error: X", "NCCL error in: x"]
+)
+def test_a_failing_gpu_is_not_the_file_s_fault(text: str) -> None:
+    raised = RuntimeError(text)
+    assert translated(raised) is raised
+
+
+def test_without_git_a_refusal_under_dvc_keeps_its_message(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    text = "from qlora.core.errors import InputError\nfrom qlora.runtime import command\ndef main():\n    raise InputError('a-code', 'a message')\n"
+    (tmp_path / "program.py").write_text(f"{text}command.run(main)\n", encoding="utf-8")
+    environment = {"PATH": "/nowhere", "PYTHONPATH": str(root), "DVC_STAGE": "train", "DVC_ROOT": str(tmp_path)}
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "[a-code] a message" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert "dvc repro train" in done.stderr

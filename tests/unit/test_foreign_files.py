@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.fuzz_models import FRAGMENTS
 from qlora import params
 from qlora.core import dvc_lock
-from qlora.core.conversation import read_conversations
-from qlora.core.errors import InputError, UserFacingError
+from qlora.core.conversation import Conversation, Message, read_conversations
+from qlora.core.errors import InputError, MachineError, UserFacingError
 from qlora.delivery.card.sources import read_by_hand
 from qlora.model import rendering
 from qlora.model.adapter import load_adapter
@@ -319,6 +319,49 @@ def test_a_config_of_a_model_without_end_is_refused_at_once(model: Path) -> None
 
 
 def test_a_model_s_own_tokens_are_no_text(values: params.Params) -> None:
-    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="x"), get_input_embeddings=lambda: SimpleNamespace(num_embeddings=9))
-    with pytest.raises(InputError, match="which is none of its 9 tokens"):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=9))
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="x"), config=config)
+    with pytest.raises(InputError, match="'x', which is not one of the base model's 9 tokens"):
         stop_token_ids(model, SimpleNamespace(eos_token_id=None), [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["{{ (9**(9**9)) % 7 }}", "{% if (9**(9**9)) > 1 %}x{% endif %}", ENDLESS])
+def test_an_endless_constant_ends_too(model: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jinja computes constants once, and ignores every Exception meanwhile."""
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 1)
+    (model / "chat_template.jinja").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[chat-endless\]"):
+        pin.require_loadable(model)
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), OSError(24, "Too many open files")], ids=repr)
+def test_a_lack_of_memory_drops_no_conversation(values: params.Params, raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate(load_tokenizer(BASE), values.chat, on_invalid="drop")
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(rendering, "render_jinja_template", fail)
+    turns = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    with pytest.raises((MemoryError, MachineError)):
+        template.encode(Conversation("1", "", turns))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_embeddings_with_an_adapter_are_no_obstacle(values: params.Params) -> None:
+    lora = values.lora.model_copy(update={"target_modules": ["q_proj", "embed_tokens"]})
+    model = adapter_model(values.model_copy(update={"lora": lora}), BASE, CPU)
+    assert stop_token_ids(model, load_tokenizer(BASE), [1]) == sorted({1, *stop_token_ids(model, load_tokenizer(BASE), [])})
+
+
+def test_memory_that_runs_out_while_weights_are_quantised_is_said(values: params.Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers logs it in a report, and raises another error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("transformers.integrations.bitsandbytes.Bnb4bitQuantize.convert", fail)
+    logging.disable(logging.NOTSET)
+    base = values.base_model.model_copy(update={"load_in_4bit": True})
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        load_model(base, BASE, CPU, progress=False)

@@ -13,8 +13,9 @@ import torch
 
 from qlora.core.errors import InputError
 from qlora.model import adapter
-from qlora.model.loading import load_config, load_model, load_tokenizer
-from qlora.model.manifest import make_manifest, require_safetensors
+from qlora.model.config import load_tokenizer
+from qlora.model.loading import load_config, load_model
+from qlora.model.manifest import make_manifest, require_own_weights
 from qlora.params import Params
 from qlora.training import checkpoints
 from qlora.training.tokenization import Example
@@ -158,8 +159,9 @@ def test_a_model_that_names_other_weights_is_refused(
 
 
 def test_an_index_of_brackets_is_refused(model: Path, default_params: Params) -> None:
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
     (model / "model.safetensors.index.json").write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(InputError, match=r"\[base-model-unloadable\] .*nested too deeply"):
+    with pytest.raises(InputError, match=r"\[base-model-unloadable\] "):
         base(default_params, model)
 
 
@@ -174,7 +176,7 @@ def test_a_model_of_several_files_is_taken(model: Path, default_params: Params) 
     files = {name: f"model-{number}.safetensors" for number, name in enumerate(weights)}
     say(model / "model.safetensors.index.json", metadata={}, weight_map=files)
     say(model / "pytorch_model.bin.index.json", metadata={}, weight_map=dict.fromkeys(files, "pytorch_model.bin"))
-    require_safetensors(model)
+    require_own_weights(model)
     assert make_manifest(model).files.keys() >= set(files.values())
     assert torch.equal(base(default_params, model).get_input_embeddings().weight, base(default_params).get_input_embeddings().weight)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from qlora.core.dvc_lock import Recorded
+from qlora.core.dvc_lock import Recorded, flat
 from qlora.core.text import in_markdown
 from qlora.delivery.card.sources import Sources
-from qlora.delivery.reproduction import flat
 from qlora.params.lora import LoraParams
 from qlora.scoring.report import LEFT_OUT
 
