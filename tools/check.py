@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="NAME=VALUE", help="as `dvc exp run` takes it")
     parser.add_argument("--temp", "--queue", dest="in_copy", action="store_true", help="as `dvc exp run` takes them")
     arguments, _ = parser.parse_known_args()
+    if not PARAMS.is_file():
+        raise InputError("params-missing", f"{PARAMS} does not exist: run from the repository's root")
     found = problems(arguments.set_param, in_copy=arguments.in_copy)
     for error in found:
         print(visible(f"error: {error}"), file=sys.stderr)

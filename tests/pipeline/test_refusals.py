@@ -59,15 +59,6 @@ def test_results_that_were_never_committed_come_back_too(built: Clone) -> None:
     assert state(built) == before
 
 
-def test_where_nothing_was_removed_nothing_is_to_restore(built: Clone, tmp_path: Path) -> None:
-    built.run("git", "clone", "--quiet", str(built.path), str(tmp_path / "fresh"))
-    fresh = Clone(tmp_path / "fresh")
-    fresh.set(data__format="alpaca")
-    output = fresh.run("dvc", "repro", "prepare", fails=True)
-    assert "[data-columns]" in output
-    assert "restores" not in output.replace("git checkout HEAD -- reports/prepare.json", "")
-
-
 def test_a_stage_of_one_s_own_does_not_keep_the_others_from_running(built: Clone) -> None:
     """In the forms that dvc.yaml allows."""
     own = """
