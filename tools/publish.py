@@ -82,6 +82,7 @@ def published_config(text: bytes) -> bytes:
     """The adapter's config with the base model as the Hub knows it: models/base/NAME is a path of this repository."""
     with translate_errors("adapter-unloadable", ADAPTER / "adapter_config.json", "is no config of PEFT", "run `dvc repro`"):
         config = dict(json.loads(text))
+        json_document(config)
     base = Path(str(config.get("base_model_name_or_path")))
     manifest = MANIFESTS / f"{base.name}.json"
     if base.parent != MANIFESTS or not manifest.is_file():

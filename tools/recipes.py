@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from qlora import params
 from qlora.core.errors import InputError, translate_errors
-from qlora.core.files import atomic_writers
+from qlora.core.files import atomic_writers, require_file
 from qlora.core.text import in_shell
 from qlora.params.section import MOVED
 from qlora.runtime import command
@@ -50,6 +50,7 @@ def summary(path: Path) -> str:
 def text_of(path: Path) -> str:
     """Raises InputError when it is no text."""
     with translate_errors("recipe-unreadable", path, "can't be read", f"see `git diff {in_shell(path)}`"):
+        require_file(path)
         return path.read_text(encoding="utf-8")
 
 
@@ -100,11 +101,16 @@ def _commands(tool: str) -> dict[str, str]:
     pattern = re.compile(rf"^#\s+(python -m tools\.{tool} .+)$", re.MULTILINE)
     found = {}
     for name in names():
-        for command_line in pattern.findall((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")):
-            words = shlex.split(command_line)
-            # `--name NAME` of a dataset, else the last part of ORG/NAME; a base model's name is the first argument.
-            made = words[words.index("--name") + 1] if "--name" in words else words[3].rpartition("/")[2]
-            found[made] = command_line
+        for command_line in pattern.findall(text_of(FOLDER / f"{name}.yaml")):
+            try:
+                words = shlex.split(command_line)
+                # `--name NAME` of a dataset, else the last part of ORG/NAME; a base model's name is the first argument.
+                made = words[words.index("--name") + 1] if "--name" in words else words[3].rpartition("/")[2]
+            except (ValueError, IndexError):
+                # A sentence that begins like a command.
+                continue
+            # One command of these words for a shell, whatever else the comment says: `; rm -rf ~` becomes words too.
+            found[made] = shlex.join(words)
     return found
 
 

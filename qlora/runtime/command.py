@@ -99,6 +99,9 @@ def run(main: Callable[[], None]) -> None:
     except MemoryError as error:
         _stop(f"[out-of-memory] no memory is left ({error}): use a machine with more, or a smaller file.", 3)
     except Exception as error:
+        # The CPU's allocator of torch has no class of its own.
+        if "can't allocate memory" in str(error):
+            _stop(f"[out-of-memory] no memory is left ({str(error).splitlines()[0]}): use a machine with more, or a smaller file.", 3)
         if unable := machine_error(error, "the output"):
             _stop(str(unable), unable.exit_code)
         if LAUNCHER not in os.environ:

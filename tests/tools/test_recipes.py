@@ -114,3 +114,12 @@ def test_of_a_dataset_or_a_model_that_no_recipe_has_nothing_is_said() -> None:
     for path in ("data/raw/mine/train.jsonl", "data/raw", "elsewhere/no_robots/train.parquet", "/data/raw/no_robots/train.parquet"):
         assert recipes.fetch_command(path) is None
     assert recipes.pin_command("mine") is None
+
+
+def test_no_comment_of_a_recipe_breaks_or_steers_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor prints these commands, to be run."""
+    lines = ["pin  ", "pin it's", "fetch a/b --name", "pin evil --repo-id a/b; rm -rf ~"]
+    (tmp_path / "x.yaml").write_text("".join(f"#   python -m tools.{line}\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    assert recipes.fetch_command("data/raw/b/x") is None
+    assert recipes.pin_command("evil") == "python -m tools.pin evil --repo-id 'a/b;' rm -rf '~'"

@@ -153,3 +153,9 @@ def test_a_count_is_a_whole_number_above_0(text: str) -> None:
     assert command.positive_int("12") == 12
     with pytest.raises(ValueError, match=r"is no whole number above 0|invalid literal"):
         command.positive_int(text)
+
+
+def test_want_of_memory_in_torch_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 562949953421312 bytes."
+    assert ended(raising(RuntimeError(said))) == 3
+    assert "error: [out-of-memory] no memory is left" in capsys.readouterr().err
