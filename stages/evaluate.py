@@ -13,6 +13,7 @@ from typing import Any
 
 from qlora.core.conversation import read_conversations
 from qlora.core.dvc_lock import require_recorded
+from qlora.core.errors import translate_errors
 from qlora.core.files import neutral, read_jsonl, read_points, write_csv, write_json, write_metrics
 from qlora.params import Params
 from qlora.runtime import command
@@ -35,13 +36,15 @@ def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Pat
     inputs = [predictions / f"{side}{suffix}" for side in SIDES for suffix in (".jsonl", "_counts.json")]
     require_recorded([test, *inputs, train_report, *curves.values()])
     conversations = read_conversations(test)
-    base, tuned = (measures.scored(read_jsonl(predictions / f"{side}.jsonl"), conversations) for side in SIDES)
-    differences = bootstrap.compare(base, tuned, resamples=values.evaluate.resamples)
-    sources = {conversation.id: conversation.source for conversation in conversations if conversation.source}
-    counts = {side: _read(predictions / f"{side}_counts.json") for side in SIDES}
-    summaries = {side: measures.summarise(rows, counts[side], sources) for side, rows in zip(SIDES, (base, tuned), strict=True)}
-    train_loss, eval_loss = (read_points(path) for path in curves.values())
-    published = dict(eval_loss).get(_read(train_report)["published_step"])
+    # What dvc.lock does not record yet, or records of somebody else's run, may be anything.
+    with translate_errors("predictions-damaged", predictions, "or the training's report and losses are not as the stages write them", "`dvc repro`"):
+        base, tuned = (measures.scored(read_jsonl(predictions / f"{side}.jsonl"), conversations) for side in SIDES)
+        differences = bootstrap.compare(base, tuned, resamples=values.evaluate.resamples)
+        sources = {conversation.id: conversation.source for conversation in conversations if conversation.source}
+        counts = {side: _read(predictions / f"{side}_counts.json") for side in SIDES}
+        summaries = {side: measures.summarise(rows, counts[side], sources) for side, rows in zip(SIDES, (base, tuned), strict=True)}
+        train_loss, eval_loss = (read_points(path) for path in curves.values())
+        published = dict(eval_loss).get(_read(train_report)["published_step"])
     write_metrics(metrics / "evaluate.json", headline(values.evaluate.headline, summaries["tuned"], published))
     drawn = [{"category": neutral(name), DRAWN: row[DRAWN]} for name, row in summaries["tuned"]["by_category"].items()]
     write_json(report, {**summaries, "difference": bootstrap.record(differences), "plot": drawn})

@@ -80,7 +80,10 @@ def read_conversations(path: Path) -> list[Conversation]:
     """
     path.stat()
     with translate_errors("prepared-unreadable", path, "holds no conversations as prepare writes them", "`dvc repro prepare`"):
-        return [Conversation.from_record(record) for record in read_jsonl(path)]
+        conversations = [Conversation.from_record(record) for record in read_jsonl(path)]
+        for conversation in conversations:
+            _ = conversation.id + conversation.category, [message["role"] + message["content"] for message in conversation.messages]
+        return conversations
 
 
 def with_system_message(messages: list[Message], content: str | None) -> list[Message]:

@@ -13,7 +13,7 @@ import platformdirs
 from ruamel.yaml import YAML
 
 from qlora.core.errors import InputError, translate_errors
-from qlora.core.files import READ_BYTES
+from qlora.core.files import READ_BYTES, require_file
 from qlora.core.hashing import project_root, remembered
 
 LOCK = Path("dvc.lock")
@@ -39,6 +39,7 @@ def locked_stages(lock: Path = LOCK) -> dict[str, dict[str, Any]]:
     """
     way_out = f"`cp {lock} .dvc/tmp/ && git checkout HEAD -- {lock}`"
     with translate_errors("lock-damaged", lock, "is no lock file of DVC", way_out):
+        require_file(lock)
         record: Any = _safe_yaml().load(lock) if lock.exists() else None
         return {name: _locked(stage) for name, stage in (record or {}).get("stages", {}).items()}
 
@@ -72,6 +73,7 @@ def pipeline_stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, An
         InputError: it is not a pipeline of DVC.
     """
     with translate_errors("pipeline-damaged", pipeline, "is no pipeline of DVC", f"see `git diff {pipeline}`"):
+        require_file(pipeline)
         stages: Mapping[str, Mapping[str, Any]] = _safe_yaml().load(pipeline)["stages"]
         return {name: _wired(stage) for name, stage in stages.items() if not {"foreach", "matrix"} & stage.keys()}
 
@@ -91,6 +93,7 @@ def params_values(params: Path = Path("params.yaml")) -> dict[str, dict[str, Any
         InputError: it does not hold sections with keys and values.
     """
     with translate_errors("params-syntax", params, "does not hold sections with keys and values", f"see `git diff {params}`"):
+        require_file(params)
         return {name: dict(section) for name, section in _safe_yaml().load(params).items()}
 
 
@@ -153,6 +156,7 @@ def md5_of(path: Path, root: Path = Path()) -> str:
     """
     if path.is_dir():
         return hashlib.md5(listing(path, root)).hexdigest() + ".dir"
+    require_file(path)
     digest = hashlib.md5()
     with path.open("rb") as file:
         while chunk := file.read(READ_BYTES):

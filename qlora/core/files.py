@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from qlora.core.errors import MachineError, UserFacingError
 from qlora.core.text import visible
 
 PROC = Path("/proc")
@@ -101,17 +102,34 @@ def write_metrics(path: Path, record: Mapping[str, float | None]) -> None:
 
 
 def update_json(path: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """Put the entry into a .json file under the name; its other entries stay."""
-    write_json(path, {**read_record(path), name: entry})
+    """Put the entry into a .json file under the name; its other entries stay, if they are such as we write."""
+    try:
+        document = json_document({**read_record(path), name: entry})
+    except ValueError:
+        # NaN or half a character, that json reads and does not write.
+        document = json_document({name: entry})
+    with atomic_writers([path]) as (file,):
+        file.write(document)
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The object of a .json file, empty where there is none that can be read: for notes and memories that a run can do without."""
     try:
+        require_file(path)
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (UserFacingError, OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def require_file(path: Path) -> None:
+    """Refuse to read a pipe or a device, or a link to one, in a file's place: that would not end.
+
+    Raises:
+        MachineError: it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MachineError("file-access", f"{path} is a pipe or a device and no file: something else lies there: move it away, then run again")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

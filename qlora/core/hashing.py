@@ -7,10 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qlora.core.files import READ_BYTES, read_record, write_json
+from qlora.core.files import READ_BYTES, read_record, require_file, update_json
 
 
 def sha256_of(path: Path) -> str:
+    """Raises MachineError for what is no file."""
+    require_file(path)
     digest = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file, tqdm(total=size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, delay=1, disable=None) as bar:
@@ -33,7 +35,7 @@ def remembered(path: Path, hash_of: Callable[[Path], str], memory: Path) -> str:
     entry = known.get(key)
     if not isinstance(entry, dict) or entry.get("state") != state or not isinstance(entry.get("hash"), str):
         entry = {"state": state, "hash": hash_of(path)}
-        write_json(memory, {**read_record(memory), key: entry})
+        update_json(memory, key, entry)
     return str(entry["hash"])
 
 

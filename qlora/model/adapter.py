@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from qlora.model.config import load_tokenizer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+NAME = re.compile(r"[\w.-]+")
+"""Of a layer, or of its last part."""
 
 
 START = "start_of_training"
@@ -110,7 +114,8 @@ def _path_of(base_name: str) -> str:
 def require_saveable(template: ChatTemplate) -> None:
     """Raises InputError when the tokenizer, saved and loaded again, gives other tokens: known before the training rather than after it."""
     with tempfile.TemporaryDirectory() as folder:
-        template.tokenizer.save_pretrained(folder)
+        with translate_errors("tokenizer-unloadable", template.tokenizer.name_or_path, "holds a tokenizer that can't be saved", "pin another one"):
+            template.tokenizer.save_pretrained(folder)
         _require_same(template, Path(folder))
 
 
@@ -124,6 +129,14 @@ def require_safetensors(folder: Path) -> None:
         raise InputError(
             "adapter-not-safetensors", f"{folder} holds no {WEIGHTS}: only safetensors weights are loaded, never a pickle. Run `dvc repro train`."
         )
+
+
+def _require_names(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where PEFT would search the names of all layers by a pattern of the config, which may take for ever: names are enough."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern"):
+        value = config.get(key)
+        if value and not all(isinstance(name, str) and NAME.fullmatch(name) for name in ([value] if isinstance(value, str) else value)):
+            raise ValueError(f"{key} of {CONFIG} holds something else than names of layers")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
@@ -140,6 +153,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
         # Other kinds name further adapters to load, and megatron_config a module to import.
         if config["peft_type"] != "LORA" or config.get("megatron_config"):
             raise ValueError(f"{CONFIG} is not that of a plain LoRA adapter")
+        _require_names(config)
         # Two base models of one shape would take each other's adapters without a word.
         trained_on = config["base_model_name_or_path"]
         model = PeftModel.from_pretrained(base, folder)

@@ -1,11 +1,17 @@
 """A model's folder without its weights: its config and its tokenizer."""
 
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from qlora.core.errors import InputError, translate_errors
+from qlora.core.text import visible
 
 MOST_LAYERS = 1000
 """No model has as many; of a number without end, making the model would take all memory."""
@@ -14,11 +20,33 @@ UNLOADABLE = "can't be loaded as a causal language model"
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises InputError when the folder holds no tokenizer that can be loaded."""
-    with translate_errors("tokenizer-unloadable", folder, "holds no tokenizer that can be loaded", "pin a whole model"):
+    problem = "holds no tokenizer that can be loaded"
+    with translate_errors("tokenizer-unloadable", folder, problem, "pin a whole model"), shown_visibly():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # Some damage shows only when a text is read.
         tokenizer.decode(tokenizer("Hello, world.")["input_ids"])
     return tokenizer
+
+
+@contextmanager
+def shown_visibly() -> Iterator[None]:
+    """Show what libraries in Rust write past Python, such as the name of a key that they do not know, with nothing in it that steers a terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with tempfile.TemporaryFile() as said:
+        before = [(number, os.dup(number)) for number in (1, 2)]
+        for number, _ in before:
+            os.dup2(said.fileno(), number)
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for number, kept in before:
+                os.dup2(kept, number)
+                os.close(kept)
+            said.seek(0)
+            sys.stderr.write(visible(said.read().decode(errors="replace")))
 
 
 def context_length(config: Any) -> int:

@@ -26,6 +26,10 @@ MOST_SECONDS = 10
 """Of processor time for one rendering, which takes a thousandth of a second, or for the first ones together: a template is a program."""
 
 
+class _OutOfTimeError(BaseException):
+    """No Exception: those Jinja catches where it computes a constant while it compiles, and goes on without a limit."""
+
+
 class NotRenderedError(InputError):
     """A conversation that this chat template can't show, or not whole."""
 
@@ -107,26 +111,27 @@ def time_limit() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, _end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS, 1)
+    before = signal.signal(signal.SIGVTALRM, _took_too_long)
     try:
-        yield
-    except _EndlessError:
+        # Again each second: where Python frees an object, or Jinja, an exception can get lost.
+        signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS, 1)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    except _OutOfTimeError:
+        # It may have come a second time, before the line above.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         raise InputError(
             "chat-endless",
             f"the chat template did not end within {MOST_SECONDS} s: it is damaged, or hostile; choose another chat.template or base model",
         ) from None
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
 
 
-class _EndlessError(BaseException):
-    """Not an Exception: while Jinja computes constants, it ignores any of those."""
-
-
-def _end(_number: int, _frame: object) -> None:
-    raise _EndlessError
+def _took_too_long(_number: int, _frame: object) -> None:
+    raise _OutOfTimeError
 
 
 def _assignment(item: tuple[str, Any]) -> str:

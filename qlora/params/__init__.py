@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qlora.core.errors import InputError
+from qlora.core.files import require_file
 from qlora.params.base_model import BaseModelParams
 from qlora.params.chat import ChatParams
 from qlora.params.data import DataParams
@@ -68,6 +69,7 @@ def parse(path: Path, yaml: YAML) -> dict[str, Any]:
         InputError: `params-missing` or `params-syntax`.
     """
     try:
+        require_file(path)
         if path.stat().st_size > MOST_BYTES:
             raise InputError("params-syntax", f"{path} has {path.stat().st_size:,} bytes, params have {MOST_BYTES:,} at most")
         record = yaml.load(path)

@@ -129,3 +129,19 @@ def test_bad_input_is_one_error_and_nothing_is_written(inputs: Path, values: Par
         score(values, inputs)
     assert (error.value.code, error.value.exit_code) == (code, 2)
     assert everything(inputs) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics/train_loss.csv", b"step,loss\n1,\xcb\n"),
+        ("metrics/eval_loss.csv", b"step,loss\n1\n"),
+        ("train.json", b"{}"),
+        ("tuned_counts.json", b"[1]"),
+        ("base.jsonl", b"{"),
+    ],
+)
+def test_what_no_stage_wrote_is_refused_with_one_message(values: Params, inputs: Path, name: str, content: bytes) -> None:
+    (inputs / name).write_bytes(content)
+    with pytest.raises(InputError, match="predictions-damaged"):
+        score(values, inputs)

@@ -128,3 +128,22 @@ def test_a_tokenizer_that_saves_other_than_it_is_publishes_nothing(
     with pytest.raises(InputError, match="chat-reloaded"):
         adapter.publish(model, template, tmp_path / "other", "tiny")
     assert not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target_modules", r"(([a-z_0-9]+)+\.?)+!"),
+        ("exclude_modules", r"(([a-z_0-9]+)+\.?)+!"),
+        ("layers_pattern", ["(.*)*!"]),
+        ("rank_pattern", {"(([a-z_]+)+)+!": 8}),
+        ("alpha_pattern", {"(": 8}),
+    ],
+)
+def test_a_config_with_a_pattern_is_refused_before_it_is_searched_for(published: tuple[Any, Path], tiny_model: Any, key: str, value: Any) -> None:
+    """A search by one of these does not end."""
+    _, folder = published
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: value}), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"adapter-unloadable\] .*{key} of adapter_config.json holds something else than names"):
+        adapter.load_adapter(tiny_model, folder, "tiny")

@@ -1,9 +1,11 @@
+import signal
 from typing import Any
 
 import pytest
 
 from qlora.core.conversation import Conversation, Message, with_system_message
 from qlora.core.errors import InputError
+from qlora.model import rendering
 from qlora.model.chat_template import FOLDER, ChatTemplate, Encoded
 from qlora.model.control_tokens import Tokens
 from tests.helpers import chat_params
@@ -209,3 +211,12 @@ def test_escape_is_refused_where_a_text_reads_otherwise_between_control_tokens(t
     ChatTemplate(tokenizer, chat_params())
     with pytest.raises(InputError, match=r"chat-escape\] .* does not suit this tokenizer"):
         ChatTemplate(tokenizer, chat_params("model", "escape"))
+
+
+def test_a_constant_that_takes_for_ever_ends_too(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jinja computes it while it compiles, and catches every Exception there."""
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 0.3)
+    renderer = rendering.Renderer(tokenizer, "{{ 7 ** (9 ** 9) }}", {})
+    with pytest.raises(InputError, match="chat-endless"):
+        renderer.text([Message(role="user", content="a")])
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)

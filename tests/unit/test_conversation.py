@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from qlora.core.conversation import Conversation, Message, invalid_reason, with_system_message
+from qlora.core.conversation import Conversation, Message, invalid_reason, read_conversations, with_system_message
+from qlora.core.errors import InputError
 
 
 def turns(roles: str, content: str = "x") -> list[Message]:
@@ -49,3 +52,11 @@ def test_a_system_message_is_added_only_where_there_is_none() -> None:
 
 def test_assistant_turns_are_places_in_the_messages() -> None:
     assert list(Conversation("1", "c", turns("suaua")).assistant_turns()) == [2, 4]
+
+
+@pytest.mark.parametrize("messages", ['["user"]', '"user"', '[{"role": "user"}]', '[{"role": "user", "content": 5}]', "[null]", "5"])
+def test_a_file_of_other_things_than_turns_is_refused(tmp_path: Path, messages: str) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text(f'{{"id": "a", "category": "b", "messages": {messages}}}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="prepared-unreadable"):
+        read_conversations(path)

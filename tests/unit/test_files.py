@@ -1,8 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from qlora.core.files import atomic_writers, read_jsonl, write_csv, write_json, write_jsonl
+from qlora import params
+from qlora.core.dvc_lock import locked_stages, md5_of, params_values, pipeline_stages
+from qlora.core.errors import MachineError
+from qlora.core.files import atomic_writers, read_jsonl, read_record, update_json, write_csv, write_json, write_jsonl
+from qlora.core.hashing import sha256_of
 
 
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
@@ -66,3 +71,21 @@ def test_a_text_in_a_csv_is_no_formula_and_no_markup(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", ["name", "value"], [(text, -1) for text in ("=1+1", "+1", "-1", "@a", "\ta", "a=b", "</script>")])
     rows = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert rows == ["'=1+1,-1", "'+1,-1", "'-1,-1", "'@a,-1", "'\\x09a,-1", "a=b,-1", "＜/script>,-1"]
+
+
+@pytest.mark.parametrize("before", ['{"a": NaN}', '{"a": "\\ud800"}', "[]", "{"])
+def test_a_memory_that_cannot_be_written_again_is_begun_anew(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "memory.json"
+    path.write_text(before, encoding="utf-8")
+    update_json(path, "b", {"sha256": "x"})
+    assert read_record(path) == {"b": {"sha256": "x"}}
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe = Path("dvc.lock")
+    os.mkfifo(pipe)
+    for read in (md5_of, sha256_of, locked_stages, pipeline_stages, params_values, params.load):
+        with pytest.raises(MachineError, match=r"file-access\] dvc.lock is a pipe or a device"):
+            read(pipe)
+    assert read_record(pipe) == {}
