@@ -11,7 +11,7 @@ import argparse
 import difflib
 from pathlib import Path
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import atomic_writers, json_document, read_record
 from qlora.delivery.card import render
 from qlora.delivery.card.sources import read_sources
@@ -46,14 +46,16 @@ def main() -> None:
         for path in (CARD, FROZEN_ENVIRONMENT):
             require_replaceable(path, own=True)
     environment = read_record(FROZEN_ENVIRONMENT) if arguments.check else read_environment()
-    computed = render(read_sources(environment))
+    with translate_errors("card-damaged", CARD, "can't be computed", "a report, a note or a manifest is damaged: `git status`, or `dvc repro`"):
+        computed = render(read_sources(environment))
+        content, frozen_content = computed.encode(), json_document(environment)
     if arguments.check:
-        check(CARD.read_text(encoding="utf-8"), computed)
+        check(CARD.read_text(encoding="utf-8", errors="replace"), computed)
         command.say(f"{CARD} says what is computed")
         return
     with atomic_writers([CARD, FROZEN_ENVIRONMENT]) as (card, frozen):
-        card.write(computed.encode())
-        frozen.write(json_document(environment))
+        card.write(content)
+        frozen.write(frozen_content)
     for path in (CARD, FROZEN_ENVIRONMENT):
         note(path)
     command.say(f"{CARD}: written, with {FROZEN_ENVIRONMENT}: commit both; read the card before you publish it")

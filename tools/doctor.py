@@ -25,7 +25,7 @@ from qlora import params
 from qlora.core import environment
 from qlora.core.dvc_lock import cached, is_cached, md5_of, objects, outputs_in_git, outputs_of, params_values, pipeline_stages, recorded, resolved
 from qlora.core.errors import InputError, StoppedError, UserFacingError
-from qlora.core.files import is_abandoned
+from qlora.core.files import is_abandoned, require_file
 from qlora.core.text import in_shell
 from qlora.model.manifest import find_weights, read_manifest
 from qlora.runtime import command
@@ -127,6 +127,7 @@ def broken_rwlock() -> Iterator[Finding]:
     """DVC's lists of files in use, cut off by a kill: DVC fixes one that names dead processes, but refuses one that is no JSON."""
     for path in (Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/exps/rwlock")):
         try:
+            require_file(path)
             json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from qlora import params
 from qlora.core.conversation import Conversation, read_conversations
 from qlora.core.dvc_lock import require_recorded
-from qlora.core.errors import InputError, MachineError, StoppedError, UserFacingError
+from qlora.core.errors import InputError, MachineError, StoppedError, UserFacingError, translate_errors
 from qlora.core.files import is_abandoned, read_record, write_json
 from qlora.core.text import in_shell
 from qlora.delivery.ownership import require_replaceable, require_replaceable_folder, write_own_json
@@ -288,7 +288,10 @@ def main() -> None:
         parser.error("--dtype does not go with --compare: the model is there already")
     values = params.load(Path("params.yaml"))
     if arguments.compare:
-        arguments.dtype = read_record(place_of(arguments) / RECORD)["merged"]["dtype"]
+        place = place_of(arguments) / RECORD
+        with translate_errors("merge-changed", place, "is not what a merge wrote", "run `python -m tools.merge`"):
+            arguments.dtype = read_record(place)["merged"]["dtype"]
+            _ = MAX_KL[arguments.dtype]
     arguments.dtype = arguments.dtype or "bfloat16"
     if arguments.max_kl is None:
         if values.base_model.is_quantised:

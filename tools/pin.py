@@ -8,7 +8,6 @@ weights stay where they are.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora.core.errors import InputError, MachineError, translate_errors
+from qlora.core.files import read_record
 from qlora.delivery import hub
 from qlora.delivery.hub import HubFile
 from qlora.delivery.ownership import write_own_json
@@ -147,11 +147,8 @@ def require_loadable(folder: Path) -> str | None:
 
 def write_manifest(path: Path, record: dict[str, Any]) -> None:
     """Write it, unless one that says the same but for the licence lies there: the stages depend on its bytes."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        known = None
-    if not isinstance(known, dict) or {**known, "license": None} != {**record, "license": None}:
+    known = read_record(path)
+    if not known or {**known, "license": None} != {**record, "license": None}:
         write_own_json(path, record)
 
 

@@ -44,8 +44,8 @@ def require_replaceable(path: Path, *, own: bool) -> None:
     way_out = "move it away" if own else "move it away, or name another place"
     if path.is_symlink() or not path.is_file():
         raise InputError("occupied", f"{path} is a {'link' if path.is_symlink() else 'folder'}, which is not replaced: {way_out}")
-    written = read_record(project_root() / MEMORY).get(_key(path), {})
-    if written.get("sha256") == sha256_of(path) or (own and _is_as_in_git(path)):
+    written = read_record(project_root() / MEMORY).get(_key(path))
+    if (isinstance(written, dict) and written.get("sha256") == sha256_of(path)) or (own and _is_as_in_git(path)):
         return
     committed = f", or keep it: `git add {in_shell(path)} && git commit`" if own else ""
     raise InputError("occupied", f"{path} holds something else than this tool wrote there, which is not replaced: {way_out}{committed}")
@@ -56,11 +56,11 @@ def note(path: Path) -> None:
     update_json(project_root() / MEMORY, _key(path), {"sha256": sha256_of(path)})
 
 
-def require_replaceable_folder(folder: Path, listed: Mapping[str, Mapping[str, Any]], *besides: str) -> None:
+def require_replaceable_folder(folder: Path, listed: Any, *besides: str) -> None:
     """Raises InputError unless nothing is there, or a folder whose every file is listed with its sha256, none of it in Git.
 
     Args:
-        listed: From the folder's own manifest: `sha256` by the name of each file.
+        listed: From the folder's own manifest, which may hold anything: {name: {"sha256": hex}}.
         besides: Files that need not be listed, such as the manifest.
     """
     if not os.path.lexists(folder):
@@ -69,7 +69,9 @@ def require_replaceable_folder(folder: Path, listed: Mapping[str, Mapping[str, A
         raise InputError("occupied", f"{folder} is no folder that this tool wrote: move it away, or name another place")
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
         name = path.relative_to(folder).as_posix()
-        if name not in besides and (path.is_symlink() or name not in listed or sha256_of(path) != listed[name].get("sha256")):
+        entry = listed.get(name) if isinstance(listed, dict) else None
+        is_listed = isinstance(entry, dict) and not path.is_symlink() and sha256_of(path) == entry.get("sha256")
+        if name not in besides and not is_listed:
             raise InputError("occupied", f"{path} was not written by this tool, or has changed: move {folder} away, or name another place")
     if is_tracked(folder):
         raise InputError("occupied", f"Git tracks files in {folder}, which is not replaced: name another place")

@@ -1,6 +1,7 @@
 """What a run prints, where, and by which process."""
 
 import logging
+import warnings
 
 import pytest
 
@@ -61,3 +62,15 @@ def test_other_libraries_are_left_alone(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
     assert logging.getLogger("qlora").handlers != logging.getLogger().handlers
+
+
+def test_what_a_library_says_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    before, factory = warnings.formatwarning, logging.getLogRecordFactory()
+    try:
+        log.configure()
+        record = logging.getLogRecordFactory()("transformers", logging.WARNING, "x", 1, "\x1b[1mREPORT\x1b[0m %s", ("a\x1b]0;b\x07",), None)
+        assert record.getMessage() == "REPORT a\\x1b]0;b\\x07"
+        assert "c\\x1b[2J" in warnings.formatwarning("c\x1b[2J", UserWarning, "x.py", 1)
+    finally:
+        warnings.formatwarning = before
+        logging.setLogRecordFactory(factory)

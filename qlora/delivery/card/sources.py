@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from qlora import params
 from qlora.core.dvc_lock import LOCK, Recorded, md5_of, outputs_in_git
 from qlora.core.errors import InputError, translate_errors
-from qlora.core.files import read_record
+from qlora.core.files import read_record, require_file
 from qlora.core.hashing import project_root, remembered, sha256_of
 from qlora.core.text import in_shell
 from qlora.delivery.reproduction import Stage, changed_inputs, stages
@@ -171,4 +171,5 @@ def _git(*arguments: str) -> str:
 def read_by_hand(path: Path) -> ByHand:
     """Raises InputError when the file is missing or not of this form."""
     with translate_errors("card-by-hand", path, f"can't be read as the fields {', '.join(ByHand.model_fields)}", f"see `git diff {in_shell(path)}`"):
+        require_file(path)
         return ByHand.model_validate(YAML(typ="safe", pure=True).load(path))
