@@ -168,6 +168,7 @@ def listing(folder: Path, root: Path = Path()) -> bytes:
     """The object that the cache holds for a folder: its files, but those of .dvcignore."""
     from pathspec import GitIgnoreSpec  # noqa: PLC0415 - of use for folders alone
 
+    require_file(root / ".dvcignore")
     patterns = (root / ".dvcignore").read_text(encoding="utf-8").splitlines() if (root / ".dvcignore").exists() else []
     ignored = GitIgnoreSpec.from_lines(patterns)
     base = root if folder.is_relative_to(root) else folder
@@ -215,6 +216,8 @@ def cache_folder() -> Path:
     settings = configparser.RawConfigParser()
     files = [Path(machine) / "config", Path(user) / "config", root / "config", root / "config.local"]
     with translate_errors("dvc-config", ", ".join(str(path) for path in files if path.exists()), "can't be read", "fix it"):
+        for path in files:
+            require_file(path)
         settings.read(files, encoding="utf-8")
     return root / settings.get("cache", "dir", fallback="cache").strip("\"'")
 

@@ -6,7 +6,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, translate_errors
+from qlora.core.files import require_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,15 @@ def require_pinned_versions(requirements: Path, *, allow_other: bool) -> None:
 def pinned_packages(requirements: Path) -> list[tuple[str, str, str | None]]:
     """Name, pinned version and installed version (None: it is not) of every package of the file."""
     packages = []
-    for line in requirements.read_text(encoding="utf-8").splitlines():
+    with translate_errors("requirements-unpinned", requirements, "is no list of packages", f"see `git diff {requirements}`"):
+        require_file(requirements)
+        lines = requirements.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         entry = line.split("#")[0].split(";")[0].strip()
         if not entry:
             continue
         name, pin, pinned = entry.partition("==")
-        if not pin:
+        if not pin or not name.strip():
             raise InputError("requirements-unpinned", f"{requirements}: {entry!r} is not pinned; write name==version")
         packages.append((name.strip(), pinned.strip(), _installed(name.strip())))
     return packages

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from qlora.core.errors import InputError, translate_errors
+from qlora.core.files import require_file
 from qlora.core.text import visible
 
 MOST_LAYERS = 1000
@@ -57,6 +58,7 @@ def context_length(config: Any) -> int:
 def load_config(folder: Path) -> PretrainedConfig:
     """Raises InputError when the folder's config.json is of no model that transformers knows."""
     with translate_errors("base-model-unloadable", folder / "config.json", UNLOADABLE, "pin another one"):
+        require_file(folder / "config.json")
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         context_length(config)
         if not 0 < (layers := int(config.get_text_config().num_hidden_layers)) <= MOST_LAYERS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora.core.errors import InputError, translate_errors
-from qlora.core.files import read_record
+from qlora.core.files import read_record, require_file
 from qlora.core.hashing import project_root, remembered, sha256_of
 from qlora.params.base_model import BaseModelParams
 
@@ -56,8 +56,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def loadable_files(folder: Path) -> Iterator[Path]:
-    """Files of a model's folder that loading it may read, sorted by name."""
-    return (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in LOADED_SUFFIXES)
+    """Files of a model's folder that loading it may read, sorted by name; raises MachineError for a pipe or device among them."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in LOADED_SUFFIXES:
+            require_file(path)
+            if path.is_file():
+                yield path
 
 
 def make_manifest(folder: Path, repo_id: str | None = None, revision: str | None = None) -> Manifest:

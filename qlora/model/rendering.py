@@ -26,6 +26,12 @@ MOST_SECONDS = 10
 """Of processor time for one rendering, which takes a thousandth of a second, or for the first ones together: a template is a program."""
 
 
+MOST_CHARACTERS = 1_000_000
+"""Of a template's own, around a conversation: the longest known one writes some 10,000. To tokenise a text of gigabytes takes hours."""
+MOST_COPIES = 4
+"""Of a conversation's text in its rendering, with what escapes it."""
+
+
 class _OutOfTimeError(BaseException):
     """No Exception: those Jinja catches where it computes a constant while it compiles, and goes on without a limit."""
 
@@ -88,6 +94,8 @@ class Renderer:
             hint = " If it knows no system turn, set data.system_message to null." if "system" in roles else ""
             reason = f"{error}"[:1000] if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"[:1000]
             raise NotRenderedError("chat-template", f"the chat template refuses roles {roles}: {reason}.{hint}") from None
+        if len(texts[0]) > MOST_CHARACTERS:
+            _require_finite(len(texts[0]), len(json.dumps([shown, tools or []], ensure_ascii=False)))
         return texts[0], spans[0] if spans else []
 
     def _shown(self, message: Message) -> dict[str, Any]:
@@ -100,6 +108,16 @@ class Renderer:
         return shown
 
 
+def _require_finite(rendered: int, given: int) -> None:
+    """Raises InputError for characters that are not the conversation's, by the million."""
+    if rendered > MOST_CHARACTERS + MOST_COPIES * given:
+        raise InputError(
+            "chat-endless",
+            f"the chat template makes {rendered:,} characters of a conversation of {given:,}: it is damaged, or hostile; choose another "
+            "chat.template or base model",
+        )
+
+
 @contextmanager
 def time_limit() -> Iterator[None]:
     """End the block after MOST_SECONDS of this process's time. Within another limit that one counts; in other threads than the main one none does.
@@ -108,26 +126,26 @@ def time_limit() -> Iterator[None]:
         InputError: the time is over.
     """
     # Not the clock's time: on a busy machine a good template takes long too.
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_PROF)[0]:
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, _took_too_long)
+    before = signal.signal(signal.SIGPROF, _took_too_long)
     try:
         # Again each second: where Python frees an object, or Jinja, an exception can get lost.
-        signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS, 1)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS, 1)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except _OutOfTimeError:
         # It may have come a second time, before the line above.
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         raise InputError(
             "chat-endless",
             f"the chat template did not end within {MOST_SECONDS} s: it is damaged, or hostile; choose another chat.template or base model",
         ) from None
     finally:
-        signal.signal(signal.SIGVTALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _took_too_long(_number: int, _frame: object) -> None:

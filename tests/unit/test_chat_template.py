@@ -216,7 +216,14 @@ def test_escape_is_refused_where_a_text_reads_otherwise_between_control_tokens(t
 def test_a_constant_that_takes_for_ever_ends_too(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jinja computes it while it compiles, and catches every Exception there."""
     monkeypatch.setattr(rendering, "MOST_SECONDS", 0.3)
-    renderer = rendering.Renderer(tokenizer, "{{ 7 ** (9 ** 9) }}", {})
+    renderer = rendering.Renderer(tokenizer, "{{ 7 ** (9 ** 8) }}", {})
     with pytest.raises(InputError, match="chat-endless"):
         renderer.text([Message(role="user", content="a")])
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+
+
+def test_a_template_that_writes_without_end_is_refused_before_its_text_is_tokenised(tokenizer: Any) -> None:
+    renderer = rendering.Renderer(tokenizer, "{{ messages[0].content }}{{ 'a' * 2000000 * (messages[0].content == 'long') }}", {})
+    assert len(renderer.text([Message(role="user", content="b" * 3_000_000)])) == 3_000_000
+    with pytest.raises(InputError, match="chat-endless"):
+        renderer.text([Message(role="user", content="long")])

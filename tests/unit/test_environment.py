@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.core.environment import require_pinned_versions
+from qlora.core.environment import pinned_packages, require_pinned_versions
 from qlora.core.errors import InputError, MachineError
 
 
@@ -52,3 +52,11 @@ def test_other_versions_are_a_warning_when_allowed(tmp_path: Path, capsys: pytes
 def test_an_open_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\[requirements-unpinned\] .*'tqdm>=1' is not pinned"):
         require_pinned_versions(requirements(tmp_path, "tqdm>=1\n"), allow_other=False)
+
+
+@pytest.mark.parametrize("content", [b"torch==2\xb4", b"==5"])
+def test_a_damaged_list_of_packages_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="requirements-unpinned"):
+        pinned_packages(path)

@@ -228,13 +228,13 @@ def test_a_template_that_does_not_end_is_refused_and_the_timer_is_stopped(
     import signal
 
     monkeypatch.setattr(rendering, "MOST_SECONDS", 1)
-    before = signal.getsignal(signal.SIGVTALRM)
+    before = signal.getsignal(signal.SIGPROF)
     (model / "chat_template.jinja").write_text(ENDLESS, encoding="utf-8")
     for action in (lambda: ChatTemplate(load_tokenizer(model), values.chat), lambda: pin.require_loadable(model)):
         with pytest.raises(InputError, match=r"\[chat-endless\]"):
             action()  # type: ignore[operator]
-    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
-    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGPROF) is before
 
 
 def test_a_template_is_named_where_it_needs_a_param(model: Path) -> None:

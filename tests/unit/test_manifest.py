@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora.core.errors import InputError
+from qlora.core.errors import InputError, MachineError
 from qlora.core.files import write_json
 from qlora.model import manifest
 from qlora.model.manifest import check_vocabulary, find_weights, make_manifest, read_manifest, verify
@@ -112,3 +112,9 @@ def test_a_token_without_an_embedding_is_found_before_anything_runs(tmp_path: Pa
         check_vocabulary(folder)
     (folder / "tokenizer.json").unlink()
     check_vocabulary(folder)
+
+
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "tokenizer.json")
+    with pytest.raises(MachineError, match=r"file-access\] .*tokenizer.json is a pipe or a device"):
+        make_manifest(folder)
