@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora.core.dvc_lock import locked_stages, md5_of, recorded, recorded_outputs, require_recorded
-from qlora.core.errors import InputError, MachineError
+from qlora.core.errors import InputError, MachineError, translate_errors
 from qlora.core.files import read_record
 from qlora.core.hashing import sha256_of
 from qlora.model import adapter, loading
@@ -96,10 +96,12 @@ def merged_model(values: Params, base_folder: Path, adapter_folder: Path, dtype:
 def _merged(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            try:
-                _merge_layer(module, dtype)
-            except ValueError as error:
-                raise InputError("merge-not-finite", f"{name}: {error}; see reports/train.json, and train again") from None
+            # PEFT loads kinds of LoRA that it can't merge.
+            with translate_errors("adapter-unloadable", name, "can't be merged", "train the adapter again with `dvc repro`"):
+                try:
+                    _merge_layer(module, dtype)
+                except ValueError as error:
+                    raise InputError("merge-not-finite", f"{name}: {error}; see reports/train.json, and train again") from None
     # What was merged stays so; copies of whole layers (modules_to_save) take the place of the base model's.
     merged: Any = model.unload()
     merged.to(dtype)
