@@ -108,6 +108,13 @@ def run(main: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _end(1)
+    except BaseException as error:
+        # Of libraries in Rust, such as tokenizers: a pattern of tokenizer.json may give up on a certain text alone, in the middle of the data.
+        if type(error).__name__ != "PanicException":
+            raise
+        _stop(
+            f"[tokenizer-unloadable] a library in Rust gave up ({str(error)[:1000]}), most often on the base model's tokenizer: pin another one.", 2
+        )
 
 
 def say(text: str) -> None:

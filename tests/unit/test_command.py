@@ -159,3 +159,14 @@ def test_want_of_memory_in_torch_is_no_bug(capsys: pytest.CaptureFixture[str]) -
     said = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 562949953421312 bytes."
     assert ended(raising(RuntimeError(said))) == 3
     assert "error: [out-of-memory] no memory is left" in capsys.readouterr().err
+
+
+class PanicException(BaseException):
+    pass
+
+
+def test_a_panic_of_a_library_in_rust_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(raising(PanicException("Onig: Regex search error: retry-limit-in-match over"))) == 2
+    assert "error: [tokenizer-unloadable] a library in Rust gave up (Onig: Regex" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        command.run(raising(KeyboardInterrupt()))

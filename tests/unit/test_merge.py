@@ -222,6 +222,13 @@ def test_what_can_not_be_merged_is_refused(trained: Adapter, tmp_path: Path, mon
     save_file({**weights, name: weights[name] * float("nan")}, tmp_path / "adapter" / adapter.WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"\[merge-not-finite\] .*layers.0.*NaNs"):
         merge.merged_model(values, TINY, tmp_path / "adapter", "bfloat16")
+    save_file(weights, tmp_path / "adapter" / adapter.WEIGHTS, metadata={"format": "pt"})
+    settings = tmp_path / "adapter" / adapter.CONFIG
+    plain = settings.read_text(encoding="utf-8")
+    settings.write_text(json.dumps({**json.loads(plain), "alora_invocation_tokens": [1]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[adapter-unloadable\] .* can't be merged"):
+        merge.merged_model(values, TINY, tmp_path / "adapter", "bfloat16")
+    settings.write_text(plain, encoding="utf-8")
     quantised = tmp_path / "quantised"
     quantised.mkdir()
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
