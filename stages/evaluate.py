@@ -7,6 +7,7 @@ params  evaluate, base_model.name
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from qlora.runtime import command
 from qlora.runtime.provenance import record_environment
 from qlora.scoring import bootstrap, measures
 from qlora.scoring import report as report_page
+from qlora.scoring.table import table
 
 SIDES = ("base", "tuned")
 DRAWN = "exact_match"
 """The score that `dvc plots` draws by category."""
+FEW_CONVERSATIONS, FEW_STOPS, RISEN = 30, 0.5, 1.05
+"""From where a warning is shown: conversations of the test set, stop_rate, the last validation loss over the lowest."""
+logger = logging.getLogger("qlora.evaluate")
 
 
 def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Path, metrics: Path, report: Path, page: Path, notes: Path) -> None:
@@ -61,6 +66,34 @@ def evaluate(values: Params, *, test: Path, predictions: Path, train_report: Pat
         eval_loss=eval_loss,
     )
     record_environment(notes, "evaluate")
+    _tell(values, differences, published, page)
+    _warn(summaries["tuned"], eval_loss, len(conversations))
+
+
+def _tell(values: Params, differences: Mapping[str, bootstrap.Difference], eval_loss: float | None, page: Path) -> None:
+    """The headline of both models, and where to look next."""
+    shown: dict[str, bootstrap.Difference] = {name: differences[name] for name in values.evaluate.headline if name in differences}
+    validation = "" if eval_loss is None else f"validation loss {eval_loss:.4f}; "
+    command.say(f"{table(shown, *SIDES)}\n{validation}all answers side by side: {page} (in a browser); talk to it: python -m tools.chat")
+
+
+def _warn(tuned: Mapping[str, Any], eval_loss: Sequence[tuple[float, float]], conversations: int) -> None:
+    """What a person should know before they trust these numbers."""
+    if conversations < FEW_CONVERSATIONS:
+        logger.warning("the test set has %d conversations: numbers of so few decide little", conversations)
+    stop_rate = tuned["stop_rate"]
+    if stop_rate is not None and stop_rate < FEW_STOPS:
+        logger.warning(
+            "%s of the answers end by themselves, the others were cut off: raise predict.max_new_tokens, or train longer", f"{stop_rate:.0%}"
+        )
+    lowest_step, lowest = min(eval_loss, key=lambda point: point[1], default=(0, 0.0))
+    if eval_loss and eval_loss[-1][1] > RISEN * lowest:
+        logger.warning(
+            "the validation loss rose from %.4f at step %d to %.4f: train.keep: best publishes the lowest, or train fewer epochs",
+            lowest,
+            lowest_step,
+            eval_loss[-1][1],
+        )
 
 
 def headline(names: Sequence[str], tuned: Mapping[str, Any], eval_loss: float | None) -> dict[str, float | None]:

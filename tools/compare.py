@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from ruamel.yaml import YAML
@@ -26,14 +26,10 @@ from ruamel.yaml.error import YAMLError
 from qlora import params
 from qlora.core.errors import InputError, translate_errors
 from qlora.runtime import command
-
-if TYPE_CHECKING:
-    from qlora.scoring.bootstrap import Difference
+from qlora.scoring.table import aligned, interval, signed, table
 
 PREDICTIONS, TEST = Path("data/predictions/tuned.jsonl"), Path("data/prepared/test.jsonl")
 WORKSPACE = "workspace"
-NOT_DEFINED = "–"
-"""In place of a measure that is not defined, such as BLEU of answers without a 4-gram."""
 WORSE = 4
 """Exit code of --fail-if-worse."""
 
@@ -83,41 +79,6 @@ def _content(path: Path, revision: str) -> bytes:
             "compare-missing", f"{path} of {revision} is not at hand ({error}): `dvc fetch --all-commits`, or `dvc repro` at that revision"
         ) from None
     return content
-
-
-def table(differences: "Mapping[str, Difference]", before: str, after: str) -> str:
-    """One line per measure."""
-    heads = ("", before, after, "difference", "95 % interval", "p(better)", "")
-    rows = [
-        (
-            name,
-            *(NOT_DEFINED if value is None else f"{value:.4f}" for value in (found.before, found.after)),
-            signed(found.delta),
-            interval(found),
-            "" if found.p_better is None else f"{found.p_better:.3f}",
-            found.verdict,
-        )
-        for name, found in differences.items()
-    ]
-    return _aligned([heads, *rows], words=(0, 6))
-
-
-def signed(value: float | None) -> str:
-    return NOT_DEFINED if value is None else f"{value:+.4f}"
-
-
-def interval(found: "Difference") -> str:
-    return NOT_DEFINED if found.low is None else f"{signed(found.low)} to {signed(found.high)}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> str:
-    """Columns of words begin at one place, those of numbers end at one."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) if place in words else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 class Side(NamedTuple):
@@ -202,7 +163,7 @@ def ranked(found: Sequence[Side], score: str, base: str | None, *, resamples: in
             lines.append((side.name, f"{points[side.name]:.4f}", *_standing(side, against, score, resamples), side.changed))
         except InputError as error:
             left_out.append(f"{side.name}: {error.message}")
-    return _aligned(lines, words=(0, 4, 5)), left_out, len({row["id"] for row in against.rows})
+    return aligned(lines, words=(0, 4, 5)), left_out, len({row["id"] for row in against.rows})
 
 
 def _reference(order: Sequence[Side], score: str, base: str | None) -> Side:

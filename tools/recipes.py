@@ -22,7 +22,7 @@ from qlora import params
 from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import atomic_writers, require_file
 from qlora.core.text import in_shell
-from qlora.params.section import MOVED
+from qlora.params.section import unknown_key
 from qlora.runtime import command
 
 FOLDER = Path("recipes")
@@ -66,8 +66,8 @@ def compose(base: Path, overlay: Path) -> str:
     document = params.parse(base, yaml)
     for section, key, value in values_of(overlay):
         if section not in document or key not in document[section]:
-            moved = MOVED.get(f"{section}.{key}")
-            raise InputError("recipe-key", f"{overlay} sets {section}.{key}, which " + (f"is now {moved}" if moved else f"{base} does not have"))
+            known = [f"{name}.{one}" for name, values in document.items() for one in values]
+            raise InputError("recipe-key", f"{overlay}: {unknown_key(f'{section}.{key}', known)}")
         document[section][key] = value
     text = io.StringIO()
     yaml.dump(document, text)

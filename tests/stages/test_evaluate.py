@@ -145,3 +145,28 @@ def test_what_no_stage_wrote_is_refused_with_one_message(values: Params, inputs:
     (inputs / name).write_bytes(content)
     with pytest.raises(InputError, match="predictions-damaged"):
         score(values, inputs)
+
+
+def test_it_ends_with_the_headline_of_both_models_and_what_to_do_next(inputs: Path, values: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    score(values, inputs)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[0].split() == ["base", "tuned", "difference", "95", "%", "interval", "p(better)"]
+    assert [line.split()[0] for line in lines[1:5]] == ["exact_match", "rouge_l", "stop_rate", "nll"]
+    assert lines[1].split()[1:4] == ["0.5000", "1.0000", "+0.5000"]
+    assert lines[1].endswith("better")
+    assert lines[5].startswith("validation loss 2.2500; ")
+    assert f"{inputs / 'report.html'} (in a browser)" in lines[5]
+    assert max(map(len, [*lines[:5], lines[5].replace(str(inputs / "report.html"), "reports/report.html")])) <= 120
+
+
+def test_what_makes_the_numbers_doubtful_is_a_warning(inputs: Path, values: Params, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(inputs / "metrics" / "eval_loss.csv", ["step", "loss"], [(1, 1.5), (2, 1.75)])
+    predictions = [{**prediction(number, "no"), "stopped": number == 0} for number in range(COUNT)]
+    write_jsonl(inputs / "tuned.jsonl", predictions)
+    score(values, inputs)
+    assert [record.getMessage().split(":")[0] for record in caplog.records if record.name == "qlora.evaluate"] == [
+        "the test set has 14 conversations",
+        "7% of the answers end by themselves, the others were cut off",
+        "the validation loss rose from 1.5000 at step 1 to 1.7500",
+    ]

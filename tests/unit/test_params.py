@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from qlora import params
 from qlora.core.errors import InputError
 from qlora.params.evaluate import MOST_METRICS, Headline
+from qlora.params.section import OTHER_NAMES
 from qlora.scoring.measures import MEASURES
 from tests.helpers import chat_params
 
@@ -257,3 +258,30 @@ def test_loraplus_raises_a_rate_and_lowers_none(tmp_path: Path) -> None:
 def test_a_variable_of_a_template_is_its_own(name: str) -> None:
     with pytest.raises(ValueError, match="a mapping of the chat template's own variables"):
         chat_params(template_kwargs={name: 1})
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "ours"),
+    [
+        ("train", "lr", "train.learning_rate"),
+        ("train", "epochs", "train.num_train_epochs"),
+        ("train", "per_device_train_batch_size", "hardware.per_device_train_batch_size"),
+        ("train", "gradient_accumulation_steps", "train.batch_size, the rows of an update: the steps follow from it"),
+        ("train", "gradient_checkpointing", "hardware.activation_checkpointing"),
+        ("sequence", "max_seq_length", "sequence.max_length"),
+        ("data", "cutoff_len", "sequence.max_length"),
+    ],
+)
+def test_what_other_tools_call_it_is_known(tmp_path: Path, section: str, name: str, ours: str) -> None:
+    assert f"{section}.{name} is not a parameter; here it is {ours}\n" in message(edited(tmp_path, (section, name, 1))) + "\n"
+
+
+def test_the_names_here_of_what_other_tools_call_otherwise_exist() -> None:
+    known = {f"{name}.{key}" for name, field in params.Params.model_fields.items() for key in field.annotation.model_fields}  # type: ignore[union-attr]
+    named = {found for text in OTHER_NAMES.values() for found in re.findall(r"\b(?:" + "|".join(params.Params.model_fields) + r")\.\w+", text)}
+    assert named <= known
+    assert all(re.match(r"\w+\.\w+", text) for text in OTHER_NAMES.values())
+
+
+def test_nothing_is_suggested_where_nothing_is_near(tmp_path: Path) -> None:
+    assert "did you mean" not in message(edited(tmp_path, ("train", "zzzzzz", 1)))
