@@ -44,11 +44,12 @@ bench: repro ## Measure side by side for about half an hour (a GPU: up to 80 min
 torture: $(READY_DEV) ## Kill runs at random moments for an hour and compare every byte (KILLS=200 MINUTES=60 SEED=0)
 	python -m benchmarks.torture --kills $(or $(KILLS),200) --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0)
 
-$(READY): requirements.txt
+$(READY): requirements.txt tools/qlora.sh
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX_URL),python -m pip install --quiet --index-url $(TORCH_INDEX_URL) "$$(grep -o '^torch==[^ ]*' requirements.txt)")
 	$(if $(HASHES),python -m pip install --quiet --no-deps --require-hashes -r requirements-hashes.txt)
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	install -m 755 tools/qlora.sh $(VENV)/bin/qlora
 	touch $@
 
 $(READY_DEV): requirements-dev.txt requirements-benchmark.txt requirements-ray.txt requirements-s3.txt requirements-serve.txt $(READY)
