@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -28,6 +29,7 @@ from qlora.model.manifest import verified_folder
 from qlora.params import Params
 from qlora.runtime import command
 from qlora.runtime.gpus import require_gpu
+from tools.recipes import downloads
 
 PARAMS, REQUIREMENTS, MANIFESTS = Path("params.yaml"), Path("requirements.txt"), Path("models/base")
 READS_DATA, USES_MODEL = frozenset({"prepare"}), frozenset({"baseline", "train", "predict"})
@@ -93,6 +95,15 @@ def _checks(load: Callable[[], Params], *, in_copy: bool) -> Iterator[tuple[froz
     yield USES_MODEL, lambda: require_gpu(values.hardware)
 
 
+def downloads_of(overrides: Sequence[str]) -> list[str]:
+    """The recipes' commands for data and base models of these runs that are not here."""
+    found: dict[str, None] = {}
+    for load in _params_of(overrides):
+        with suppress(InputError):
+            found |= dict.fromkeys(downloads(load()))
+    return list(found)
+
+
 def _is_in_dvc(path: Path) -> bool:
     return any(Path(f"{place}.dvc").is_file() for place in (path, *path.parents))
 
@@ -135,6 +146,8 @@ def main() -> None:
     for error in found:
         print(visible(f"error: {error}"), file=sys.stderr)
     if found:
+        if commands := downloads_of(arguments.set_param):
+            print("\n  ".join(["What downloads it:", *commands]), file=sys.stderr)
         sys.exit(found[0].exit_code)
     command.say("checked: params, packages, data and base model")
 

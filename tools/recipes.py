@@ -22,11 +22,14 @@ from qlora import params
 from qlora.core.errors import InputError, translate_errors
 from qlora.core.files import atomic_writers, require_file
 from qlora.core.text import in_shell
+from qlora.model.manifest import find_weights, read_manifest
+from qlora.params import Params
 from qlora.params.section import unknown_key
 from qlora.runtime import command
 
 FOLDER = Path("recipes")
 PARAMS = Path("params.yaml")
+BASE_MODELS = Path("models/base")
 
 
 def names() -> list[str]:
@@ -96,6 +99,18 @@ def pin_command(name: str) -> str | None:
     return _commands("pin").get(name)
 
 
+def downloads(values: Params) -> list[str]:
+    """The commands by which the recipes say to download what these params name and this checkout lacks."""
+    data = [fetch_command(path) for path in (values.data.train_file, values.data.test_file) if not Path(path).exists()]
+    name = values.base_model.name
+    try:
+        find_weights(name, read_manifest(BASE_MODELS / f"{name}.json"))
+        model = None
+    except InputError:
+        model = pin_command(name)
+    return [found for found in dict.fromkeys([*data, model]) if found]
+
+
 def _commands(tool: str) -> dict[str, str]:
     """The lines `#   python -m tools.TOOL ...` of all recipes, by the name of what each makes: a folder in data/raw or a base model."""
     pattern = re.compile(rf"^#\s+(python -m tools\.{tool} .+)$", re.MULTILINE)
@@ -151,7 +166,9 @@ def main() -> None:
         command.say(flags(arguments.name))
     else:
         use(arguments.name)
-        command.say(f"{PARAMS} now holds {arguments.name}; see `git diff {PARAMS}`, then `dvc repro`")
+        needed = "".join(f"\n    {line}" for line in downloads(params.load(PARAMS)))
+        download = f"Download what it needs:{needed}\nThen" if needed else "Now"
+        command.say(f"{PARAMS} now holds {arguments.name}; see `git diff {PARAMS}`. {download} `dvc repro`.")
 
 
 if __name__ == "__main__":

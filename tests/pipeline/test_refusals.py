@@ -174,3 +174,10 @@ def test_a_tool_in_another_folder_says_where_the_root_is(built: Clone) -> None:
     for tool in ("check", "verify", "recipes show tiny-cpu", "doctor"):
         output = elsewhere.run("python", "-m", *f"tools.{tool}".split(), fails=True)
         assert f"cd {Path(built.path)}" in output, output
+
+
+def test_check_says_what_downloads_the_data_and_the_model_of_a_recipe(built: Clone) -> None:
+    built.run("python", "-m", "tools.recipes", "use", "qwen2.5-7b-rtx4090")
+    output = built.run("python", "-m", "tools.check", fails=True)
+    _, _, listed = output.partition("What downloads it:\n")
+    assert [line.split()[2] for line in listed.splitlines()] == ["tools.fetch", "tools.pin"]

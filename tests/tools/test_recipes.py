@@ -1,5 +1,6 @@
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -123,3 +124,15 @@ def test_no_comment_of_a_recipe_breaks_or_steers_a_command(tmp_path: Path, monke
     monkeypatch.setattr(recipes, "FOLDER", tmp_path)
     assert recipes.fetch_command("data/raw/b/x") is None
     assert recipes.pin_command("evil") == "python -m tools.pin evil --repo-id 'a/b;' rm -rf '~'"
+
+
+def test_use_says_how_to_download_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(PARAMS, tmp_path / "params.yaml")
+    shutil.copytree(PARAMS.absolute().parent / recipes.FOLDER, tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recipes", "use", "qwen2.5-7b-rtx4090"])
+    recipes.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "params.yaml now holds qwen2.5-7b-rtx4090; see `git diff params.yaml`. Download what it needs:"
+    assert [line.split()[:3] for line in lines[1:3]] == [["python", "-m", "tools.fetch"], ["python", "-m", "tools.pin"]]
+    assert lines[3] == "Then `dvc repro`."
