@@ -82,7 +82,7 @@ def _task_manager(arguments: argparse.Namespace) -> "TaskManager":
     except ImportError as error:
         raise MachineError("benchmark-harness", f"{error.name} is not installed: pip install -r {REQUIREMENTS}") from None
     if arguments.include and not arguments.include.is_dir():
-        raise InputError("benchmark-task", f"--include {arguments.include} is no folder of task files")
+        raise InputError("benchmark-task", f"--include {arguments.include} is not a folder of task files")
     tasks = TaskManager(include_path=arguments.include)
     unknown = [name for name in arguments.tasks if not tasks.match_tasks([name])]
     if unknown:

@@ -73,10 +73,10 @@ def _content(path: Path, revision: str) -> bytes:
     try:
         content: bytes = DVCFileSystem(".", rev=revision).read_bytes(f"/{path}")
     except (RevError, SCMError) as error:
-        raise InputError("compare-revision", f"{revision!r} is no commit, branch, tag or experiment here: {error}") from None
+        raise InputError("compare-revision", f"{revision!r} is not a commit, branch, tag or experiment here: {error}") from None
     except FileNotFoundError as error:
         raise InputError(
-            "compare-missing", f"{path} of {revision} is not at hand ({error}): `dvc fetch --all-commits`, or `dvc repro` at that revision"
+            "compare-missing", f"{path} of {revision} is not here ({error}): `dvc fetch --all-commits`, or `dvc repro` at that revision"
         ) from None
     return content
 
@@ -153,7 +153,7 @@ def ranked(found: Sequence[Side], score: str, base: str | None, *, resamples: in
     order = sorted((side for side in found if side.name in points), key=lambda side: (sign * points[side.name], side.name))
     left_out = [f"{side.name}: {side.reason or f'{score} is not defined for its answers'}" for side in found if side.name not in points]
     if not order:
-        raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers at hand:\n  " + "\n  ".join(left_out))
+        raise InputError("compare-nothing", "neither HEAD nor an experiment of it has answers here:\n  " + "\n  ".join(left_out))
     if base and base not in points:
         raise InputError("compare-score", f"{score} is not defined for the answers of {base}: choose another --score")
     against = _reference(order, score, base)
@@ -249,7 +249,7 @@ def _require_directed(scores: Sequence[str]) -> None:
 
     directed = [name for name, measure in MEASURES.items() if measure.better != "neither"]
     if unknown := [name for name in scores if name not in directed]:
-        raise InputError("compare-score", f"{unknown[0]!r} is no score that can be worse: known are {', '.join(directed)}")
+        raise InputError("compare-score", f"{unknown[0]!r} is not a score that can be worse: known are {', '.join(directed)}")
 
 
 def _two(before: str, after: str, fail_if_worse: Sequence[str]) -> None:

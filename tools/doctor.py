@@ -7,7 +7,7 @@ Looks at: a HEAD, an experiment or a lock that a killed run left in the middle, 
 owners, the base model, dependencies that are missing or that Git does not know, room on the disk, damaged objects of the cache, and what killed runs
 left behind. No command loses an edit or a commit.
 
-A note is no finding: an interrupted run that `dvc repro` resumes, or a wrong value in params.yaml.
+A note is not a finding: an interrupted run that `dvc repro` resumes, or a wrong value in params.yaml.
 """
 
 import argparse
@@ -300,7 +300,7 @@ def left_behind() -> Iterator[Finding]:
         name = folder.name[1:].removesuffix(".fetch")
         yield Finding(
             f"{folder} holds an interrupted download: the same `python -m tools.fetch` resumes it",
-            f"rm -rf {in_shell(folder)}   # throws away as far as it came: {in_shell(f'data/raw/{name}')}",
+            f"rm -rf {in_shell(folder)}   # discards what was downloaded: {in_shell(f'data/raw/{name}')}",
             is_note=True,
         )
     places = [path for place in ("data", "models", "metrics", "reports") for path in Path(place).rglob("*.partial")]

@@ -193,7 +193,7 @@ def main() -> None:
     if not hub.NAME.fullmatch(name) or name.endswith((".dvc", ".partial")):
         raise InputError("fetch-name", f"{name!r} can't be a folder below {RAW}: letters, digits, '.', '_' and '-' only; give --name")
     if not Path(".dvc").is_dir():
-        raise InputError("fetch-dvc", f"{Path.cwd()} is no DVC repository: run from the repository's root")
+        raise InputError("fetch-dvc", f"{Path.cwd()} is not a DVC repository: run from the repository's root")
     folder, commit = fetch(arguments.repo_id, arguments.revision, name, arguments.files, force=arguments.force)
     track(folder)
     ignored = RAW / ".gitignore"

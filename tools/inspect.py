@@ -4,7 +4,7 @@ python -m tools.inspect --split train --count 3         in the terminal; supervi
 python -m tools.inspect --id 0026517a645220b0           one conversation, wherever it is
 python -m tools.inspect --count 20 --html tokens.html   as a page
 
-The first thing to run before an expensive training. Without colours (a pipe, or NO_COLOR is set) supervised tokens stand in ⟦ ⟧.
+The first thing to run before an expensive training. Without colours (a pipe, or NO_COLOR is set) supervised tokens are between ⟦ and ⟧.
 """
 
 import argparse

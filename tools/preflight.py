@@ -60,7 +60,7 @@ def shape_of(name: str) -> Any:
     if manifest.exists():
         return load_config(find_weights(name, read_manifest(manifest)))
     if shape.exists():
-        with translate_errors("base-model-unloadable", shape, "is no config of a model", f"see `git diff {in_shell(shape)}`"):
+        with translate_errors("base-model-unloadable", shape, "is not a config of a model", f"see `git diff {in_shell(shape)}`"):
             return AutoConfig.for_model(**json.loads(shape.read_text(encoding="utf-8")))
     raise InputError(
         "base-model-missing", f"base_model.name = {name!r} is neither pinned ({manifest}) nor a known shape ({shape}): `python -m tools.pin`"

@@ -65,7 +65,7 @@ def contents() -> dict[str, bytes | Path]:
 def _adapter() -> dict[str, bytes | Path]:
     missing = [name for name in REQUIRED if not (ADAPTER / name).is_file()]
     if missing:
-        raise InputError("adapter-missing", f"{ADAPTER} holds no {' and no '.join(missing)}: `dvc repro train` or `dvc pull` brings it")
+        raise InputError("adapter-missing", f"{ADAPTER} holds no {' and no '.join(missing)}: `dvc repro train` or `dvc pull` restores it")
     foreign = sorted(path.name for path in ADAPTER.iterdir() if path.name not in SAFE or not path.is_file())
     if foreign:
         raise InputError(
@@ -80,7 +80,7 @@ def _adapter() -> dict[str, bytes | Path]:
 
 def published_config(text: bytes) -> bytes:
     """The adapter's config with the base model as the Hub knows it: models/base/NAME is a path of this repository."""
-    with translate_errors("adapter-unloadable", ADAPTER / "adapter_config.json", "is no config of PEFT", "run `dvc repro`"):
+    with translate_errors("adapter-unloadable", ADAPTER / "adapter_config.json", "is not a config of PEFT", "run `dvc repro`"):
         config = dict(json.loads(text))
         json_document(config)
     base = Path(str(config.get("base_model_name_or_path")))

@@ -59,7 +59,7 @@ def _file_difference(entry: Recorded) -> str | None:
     found = md5_of(path)
     if found == entry.md5:
         return None
-    fix = f"`dvc checkout --force {path}` or `git checkout -- {path}` brings it back, `dvc repro --force {entry.stage}` makes it again"
+    fix = f"`dvc checkout --force {path}` or `git checkout -- {path}` restores it, `dvc repro --force {entry.stage}` makes it again"
     return f"has the md5 {found}, dvc.lock says {entry.md5}: {fix}"
 
 
@@ -97,7 +97,7 @@ def rerun(names: Sequence[str]) -> None:
         write_own_json(REPRODUCTION, {"verdict": "inputs changed", "causes": changed})
         listed = "\n".join(f"  {line}" for line in changed)
         raise InputError(
-            "reproduction-inputs", f"nothing was built: {LOCK} records other inputs than are here. Bring them back, or run `dvc repro`:\n{listed}"
+            "reproduction-inputs", f"nothing was built: {LOCK} records other inputs than are here. Restore them, or run `dvc repro`:\n{listed}"
         )
     with tempfile.TemporaryDirectory(prefix="reproduction-") as place:
         folder = Path(place) / "clone"

@@ -38,7 +38,7 @@ def locked_stages(lock: Path = LOCK) -> dict[str, dict[str, Any]]:
         InputError: it is not a lock file.
     """
     way_out = f"`cp {lock} .dvc/tmp/ && git checkout HEAD -- {lock}`"
-    with translate_errors("lock-damaged", lock, "is no lock file of DVC", way_out):
+    with translate_errors("lock-damaged", lock, "is not a lock file of DVC", way_out):
         require_file(lock)
         record: Any = _safe_yaml().load(lock) if lock.exists() else None
         return {name: _locked(stage) for name, stage in (record or {}).get("stages", {}).items()}
@@ -72,7 +72,7 @@ def pipeline_stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, An
     Raises:
         InputError: it is not a pipeline of DVC.
     """
-    with translate_errors("pipeline-damaged", pipeline, "is no pipeline of DVC", f"see `git diff {pipeline}`"):
+    with translate_errors("pipeline-damaged", pipeline, "is not a pipeline of DVC", f"see `git diff {pipeline}`"):
         require_file(pipeline)
         stages: Mapping[str, Mapping[str, Any]] = _safe_yaml().load(pipeline)["stages"]
         return {name: _wired(stage) for name, stage in stages.items() if not {"foreach", "matrix"} & stage.keys()}
@@ -204,7 +204,7 @@ def require_recorded(paths: Iterable[Path]) -> None:
             raise InputError(
                 "input-changed",
                 f"{path} has the md5 {found}, dvc.lock says {outputs[str(path)]}: it was changed after it was made. "
-                f"`dvc checkout --force {path}` brings it back, `dvc repro` makes it again.",
+                f"`dvc checkout --force {path}` restores it, `dvc repro` makes it again.",
             )
 
 

@@ -194,11 +194,11 @@ def source_of(file: Path, root: Path) -> str:
 
 
 def require_known_weights(data: DataParams) -> None:
-    """Raises InputError for a name in data.weights that is no file of data.train_file."""
+    """Raises InputError for a name in data.weights that is not a file of data.train_file."""
     root = Path(data.train_file)
     known = [source_of(file, root) for file in readers.files_of(root)] if data.weights else []
     if unknown := [name for name in data.weights if name not in known]:
-        raise InputError("data-weights", f"data.weights names {unknown[0]!r}, which is no file of {root}: known are {', '.join(known[:20])}")
+        raise InputError("data-weights", f"data.weights names {unknown[0]!r}, which is not a file of {root}: known are {', '.join(known[:20])}")
 
 
 def columns_of(data: DataParams) -> readers.Columns:

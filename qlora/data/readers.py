@@ -126,7 +126,7 @@ def files_of(path: Path) -> list[Path]:
             raise InputError("data-missing", f"{path} holds no file that ends in one of {', '.join(READERS)}")
         return files
     if not path.is_file():
-        raise InputError("data-missing", f"{path} is no file and no folder: {_way_to_existing(path)}")
+        raise InputError("data-missing", f"{path} is neither a file nor a folder: {_way_to_existing(path)}")
     if kind_of(path) not in READERS:
         raise InputError("data-suffix", f"{path} ends in {path.suffix!r}: expected {', '.join(READERS)}, or {', '.join(PACKABLE)} with .gz or .zst")
     return [path]

@@ -105,7 +105,7 @@ def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "mode
         MachineError: the Hub can't be reached, or what answers is not a Hub.
     """
     if not REVISION.fullmatch(revision):
-        raise InputError("pin-revision", f"--revision {revision!r} is no commit, branch or tag")
+        raise InputError("pin-revision", f"--revision {revision!r} is not a commit, branch or tag")
     connect()
     from huggingface_hub.utils import validate_repo_id  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ def read_commit(repo_id: str, revision: str, repo_type: Literal["dataset", "mode
         place = f"{endpoint()}/api/{repo_type}s/{repo_id}"
         info, _ = _ask(f"{place}/revision/{quote(revision, safe='')}")
         if not isinstance(info, dict):
-            raise ValueError("its answer is no commit")
+            raise ValueError("its answer is not a commit")
         found, card = info.get("sha"), info.get("cardData")
         if not isinstance(found, str) or not COMMIT.fullmatch(found):
             raise ValueError(f"its commit is called {reprlib.repr(found)}")
@@ -158,7 +158,7 @@ def _entries(url: str) -> Iterator[Any]:
         # Of a link the query alone: its address could be another host, which must not get the token.
         page, query = _ask(f"{url}?{query}")
         if not isinstance(page, list):
-            raise ValueError("its listing is no list")
+            raise ValueError("its listing is not a list")
         yield from page
         count += len(page)
         if query is not None and (query in asked or not page or count > LISTING_ENTRIES or time.monotonic() > deadline):
@@ -246,7 +246,7 @@ def connect() -> None:
     except ValueError:
         is_one = False
     if not is_one:
-        raise InputError("hub-endpoint", "HF_ENDPOINT is no address such as https://HOST or http://HOST:PORT; a password in it needs %2F for each /")
+        raise InputError("hub-endpoint", "HF_ENDPOINT is not an address like https://HOST or http://HOST:PORT; a password in it needs %2F for each /")
     from huggingface_hub import set_client_factory  # noqa: PLC0415
 
     set_client_factory(_bounded_client)

@@ -66,7 +66,7 @@ def require_replaceable_folder(folder: Path, listed: Any, *besides: str) -> None
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise InputError("occupied", f"{folder} is no folder that this tool wrote: move it away, or name another place")
+        raise InputError("occupied", f"{folder} is not a folder that this tool wrote: move it away, or name another place")
     for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
         name = path.relative_to(folder).as_posix()
         entry = listed.get(name) if isinstance(listed, dict) else None

@@ -59,7 +59,7 @@ def stages(names: Sequence[str] = ()) -> list[Stage]:
     entries = recorded()
     locked, pipeline = locked_stages(), pipeline_stages()
     if unknown := [name for name in names if name not in pipeline]:
-        raise InputError("verify-stage", f"{unknown[0]!r} is no stage: {', '.join(pipeline)}")
+        raise InputError("verify-stage", f"{unknown[0]!r} is not a stage: {', '.join(pipeline)}")
     chosen = [name for name in pipeline if name in (names or pipeline)]
     if missing := [name for name in chosen if name not in locked]:
         raise InputError("verify-nothing", f"{LOCK} does not record {', '.join(missing)}: run `dvc repro` first")

@@ -380,7 +380,7 @@ class ChatTemplate:
         """Role and text of the first thing in a conversation that the template or the tokenizer would take for structure."""
         for message in conversation.messages:
             if message["role"] not in ROLES:
-                raise InputError("chat-role", f"{message['role']!r} is no role: expected one of {', '.join(sorted(ROLES))}")
+                raise InputError("chat-role", f"{message['role']!r} is not a role: expected one of {', '.join(sorted(ROLES))}")
             for pattern in (self._tokens.pattern, self._delimiters):
                 for text in strings(message) if pattern else ():
                     if pattern and (found := pattern.search(text)):

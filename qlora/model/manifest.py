@@ -49,9 +49,9 @@ def read_manifest(path: Path) -> Manifest:
         files = {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in record["files"].items()}
         repo_id, revision = record.get("repo_id"), record.get("revision")
         if wrong := [name for name in files if Path(name).name != name or "\0" in name]:
-            raise ValueError(f"{wrong[0]!r} is no name of a file")
+            raise ValueError(f"{wrong[0]!r} is not the name of a file")
         if (repo_id is not None or revision is not None) and not (REPO_ID.fullmatch(repo_id) and COMMIT.fullmatch(revision)):
-            raise ValueError(f"{repo_id!r} at {revision!r} is no commit of the Hub")
+            raise ValueError(f"{repo_id!r} at {revision!r} is not a commit of the Hub")
     return Manifest(files, repo_id, revision)
 
 
@@ -92,7 +92,7 @@ def require_own_weights(folder: Path) -> None:
     if foreign:
         raise InputError(
             "base-model-not-safetensors",
-            f"{folder} would load {foreign[0]!r}, which is no safetensors file of the model's own folder: remove it, or what names it in config.json "
+            f"{folder} would load {foreign[0]!r}, which is not a safetensors file of its own folder: remove it, or what names it in config.json "
             f"or {INDEX}, or pin another model",
         )
 
@@ -131,7 +131,7 @@ def verify(manifest: Manifest, folder: Path, memory: Path | None) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise InputError(
             "base-model-changed",
-            f"the base model in {folder} is not the pinned one:\n{listed}\nRestore its files, or pin what is there with `python -m tools.pin`.",
+            f"the base model in {folder} is not the pinned one:\n{listed}\nRestore its files, or pin them as they are with `python -m tools.pin`.",
         )
 
 

@@ -45,7 +45,7 @@ def positive_int(text: str) -> int:
     """
     value = int(text)
     if value < 1:
-        raise ValueError(f"{text} is no whole number above 0")
+        raise ValueError(f"{text} is not a whole number above 0")
     return value
 
 

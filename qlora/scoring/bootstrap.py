@@ -86,7 +86,7 @@ def _require_aligned(before: Sequence[Prediction], after: Sequence[Prediction]) 
     turns = [{key[:2] for key in side} for side in sides]
     if turns[0] != turns[1]:
         differ = sorted(turns[0] ^ turns[1])
-        what = f"the predictions are not of the same turns: {len(differ)} stand in one of them alone, such as {differ[:3]}"
+        what = f"the predictions are not of the same turns: {len(differ)} are in one of them alone, such as {differ[:3]}"
     else:
         name, turn, seed, _ = min(alone)
         what = f"the same turns were not answered with the same seeds, such as turn {turn} of {name} with seed {seed}"

@@ -120,7 +120,7 @@ def load_init_adapter(model: PeftModel, params: LoraParams) -> None:
     places = [Path(params.init_adapter), project_root() / params.init_adapter]
     folder = next((place for place in places if (place / WEIGHTS).is_file()), None)
     if folder is None:
-        raise InputError("init-adapter", f"lora.init_adapter = {params.init_adapter!r} is no folder with {WEIGHTS} and {CONFIG}")
+        raise InputError("init-adapter", f"lora.init_adapter = {params.init_adapter!r} is not a folder with {WEIGHTS} and {CONFIG}")
     if (found := sha256_of(folder / WEIGHTS)) != params.init_adapter_sha256:
         raise InputError("init-adapter", f"{folder / WEIGHTS} has the sha256 {found}, lora.init_adapter_sha256 is {params.init_adapter_sha256}")
     with translate_errors("init-adapter", folder, "can't be put on this base model", "choose another lora.init_adapter"):

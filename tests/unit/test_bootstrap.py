@@ -80,13 +80,13 @@ def test_the_order_of_the_rows_makes_no_difference() -> None:
 
 
 def test_other_turns_are_refused() -> None:
-    with pytest.raises(InputError, match=r"compare-unaligned\] .* 1 stand in one of them alone, such as \[\('0059', 0\)\]"):
+    with pytest.raises(InputError, match=r"compare-unaligned\] .* 1 are in one of them alone, such as \[\('0059', 0\)\]"):
         compare(predictions(WRONG, REFERENCES), predictions(WRONG[:-1], REFERENCES[:-1]), resamples=10)
 
 
 def test_a_turn_that_one_side_lacks_or_did_not_answer_is_refused() -> None:
     whole = predictions(WRONG, REFERENCES, turns=2)
-    with pytest.raises(InputError, match=r"1 stand in one of them alone, such as \[\('0029', 1\)\]"):
+    with pytest.raises(InputError, match=r"1 are in one of them alone, such as \[\('0029', 1\)\]"):
         compare(whole, whole[:-1], resamples=10)
     unanswered = [*whole[:-1], {**whole[-1], "answer": None}]
     with pytest.raises(InputError, match=r"the same turns were not answered with the same seeds, such as turn 1 of 0029 with seed 0.*predict.turns"):

@@ -151,7 +151,7 @@ def test_a_stage_does_not_begin_with_wrong_params_or_packages(monkeypatch: pytes
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "many"])
 def test_a_count_is_a_whole_number_above_0(text: str) -> None:
     assert command.positive_int("12") == 12
-    with pytest.raises(ValueError, match=r"is no whole number above 0|invalid literal"):
+    with pytest.raises(ValueError, match=r"is not a whole number above 0|invalid literal"):
         command.positive_int(text)
 
 

@@ -1,9 +1,11 @@
 """What the documents say is what the code does."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,46 @@ def test_the_table_of_models_is_what_the_code_does() -> None:
         sys.path.remove(str(ROOT / "docs"))
     text = models.PAGE.read_text(encoding="utf-8")
     assert text == models.page(text), "run `python docs/models.py`"
+
+
+OWN_WORDS = {"log.md", "design.md"}
+"""For those who build it, and of the past."""
+DENIED = re.compile(
+    r"\bmend(s|ed|ing)?\b|\b(goes|go|went|gone|going) on (with|from|to)\b|\b(?<!there )(is|are) no (?!longer|more)[a-z]+ (of|that|and|:)"
+    r"|\b(brings?|brought)\b|\bstands? in\b|\bdata sets?\b|\bat hand\b|\blet go\b|\bbegin themselves\b|\bis no number\b",
+    re.IGNORECASE,
+)
+"""Words that a reader has to translate: fix, resume, is not a, restore, is in, dataset, here."""
+PAGES = [
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in OWN_WORDS),
+]
+
+
+def messages(path: Path) -> Iterator[str]:
+    """Texts of a module that a person may see: its strings, and of a program the docstring, which --help shows."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    is_program = path.parent.name in ("stages", "tools")
+    documentation = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and not (is_program and node is tree)
+        for statement in node.body
+        if isinstance(statement, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield from node.value.splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_uses_the_words_of_the_field(page: str) -> None:
+    assert [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if DENIED.search(line)] == []
+
+
+@pytest.mark.parametrize("folder", ["qlora", "stages", "tools"])
+def test_messages_use_the_words_of_the_field(folder: str) -> None:
+    paths = (ROOT / folder).rglob("*.py")
+    assert [f"{path.name}: {line}" for path in paths for line in messages(path) if DENIED.search(line)] == []

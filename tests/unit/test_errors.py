@@ -21,7 +21,7 @@ FILES_LEFT = 10
 def translated(raised: BaseException) -> BaseException:
     """What an error becomes."""
     try:
-        with translate_errors("a-code", "a.json", "is no file of ours", "write it again"):
+        with translate_errors("a-code", "a.json", "is not a file of ours", "write it again"):
             raise raised
     except BaseException as error:
         return error
@@ -48,7 +48,7 @@ def test_whatever_a_library_raises_on_a_file_names_it(raised: BaseException) -> 
     found = translated(raised)
     assert isinstance(found, InputError)
     assert found.code == "a-code"
-    assert found.message.startswith(f"a.json is no file of ours ({type(raised).__name__}: ")
+    assert found.message.startswith(f"a.json is not a file of ours ({type(raised).__name__}: ")
     assert found.message.endswith("): write it again")
 
 

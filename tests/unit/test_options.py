@@ -97,7 +97,7 @@ def test_a_training_may_begin_from_an_adapter(few_steps: Params, template: Any, 
             load_init_adapter(adapted(wrong), wrong.lora)
         return error.value.message
 
-    assert "is no folder with adapter_model.safetensors" in refused(lora__init_adapter=str(tmp_path / "no"))
+    assert "is not a folder with adapter_model.safetensors" in refused(lora__init_adapter=str(tmp_path / "no"))
     assert "has the sha256" in refused(lora__init_adapter_sha256="0" * 64)
     assert "lora.r is 16 there and 8 here" in refused(lora__r=8)
     assert "adapts other layers" in refused(lora__target_modules=["q_proj"])

@@ -244,7 +244,7 @@ def _part(place: str, part: Any) -> str:
     if kind in ("text", "input_text", "output_text"):
         return text(f"{place}.text", part.get("text"))
     if isinstance(kind, str):
-        raise UnsupportedTurnError("image", f"{place} is of type {kind!r}, which is no text")
+        raise UnsupportedTurnError("image", f"{place} is of type {kind!r}, which is not text")
     raise ValueError(f"{place} is {part!r}, expected {{'type': 'text', 'text': ...}}")
 
 

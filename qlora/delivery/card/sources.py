@@ -83,7 +83,7 @@ def read_sources(environment: Mapping[str, Mapping[str, Any]]) -> Sources:
     wrong = [*changed_inputs(chosen, all_here=False), *_foreign(raw), *changed_outputs([entry for stage in chosen for entry in stage.entries])]
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong)
-        raise InputError("card-stale", f"{LOCK} records something else than is here: bring it back, or run `dvc repro` and commit:\n{listed}")
+        raise InputError("card-stale", f"{LOCK} records something else than is here: restore it, or run `dvc repro` and commit:\n{listed}")
     adapter = next(entry.md5 for stage in chosen for entry in stage.entries if entry.is_output and entry.path == ADAPTER)
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     found = {name: record for name, path in OPTIONAL.items() if (record := read_record(Path(path))) and _is_of_this(record, lock, adapter)}
