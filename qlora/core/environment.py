@@ -39,7 +39,7 @@ def require_pinned_versions(requirements: Path, *, allow_other: bool) -> None:
 def pinned_packages(requirements: Path) -> list[tuple[str, str, str | None]]:
     """Name, pinned version and installed version (None: it is not) of every package of the file."""
     packages = []
-    with translate_errors("requirements-unpinned", requirements, "is no list of packages", f"see `git diff {requirements}`"):
+    with translate_errors("requirements-unpinned", requirements, "is not a list of packages", f"see `git diff {requirements}`"):
         require_file(requirements)
         lines = requirements.read_text(encoding="utf-8").splitlines()
     for line in lines:
