@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = 20.0
 """For a connection, and for each next piece of an answer."""
 LONGEST_WAIT_SECONDS = 120
 """A server that asks for more patience than this is left, with a message that says how long it wants."""
-WINDOW_SECONDS = 60.0
+WINDOW_SECONDS = 30.0
 """Of waiting for the server, over which its rate is measured."""
 LEAST_RATE = 10_000
 """Bytes per second. A slower download is given up: 1 GB would take more than a day, and a server may keep one open on purpose."""
