@@ -253,7 +253,7 @@ class Trial:
         if "up to date" not in status:
             raise Failure(f"dvc status: {status}")
         # The edited file, and a stash with it, are nobody's damage.
-        # A task whose worker was killed may show as "Running" only once the queue has run again.
+        # The command that starts a queue's worker ends well, whoever kills the worker later.
         self._recover()
         doctor = self._doctor()
         if doctor.returncode or "nothing found" not in doctor.stdout:
