@@ -24,7 +24,6 @@ from qlora import params
 from qlora.core import environment
 from qlora.core.dvc_lock import outputs_of, pipeline_stages, recorded
 from qlora.core.errors import InputError, StoppedError, UserFacingError
-from qlora.core.text import visible
 from qlora.model.manifest import verified_folder
 from qlora.params import Params
 from qlora.runtime import command
@@ -144,10 +143,10 @@ def main() -> None:
         raise InputError("params-missing", f"{PARAMS} does not exist: run from the repository's root")
     found = problems(arguments.set_param, in_copy=arguments.in_copy)
     for error in found:
-        print(visible(f"error: {error}"), file=sys.stderr)
+        command.say(f"error: {error}", as_error=True)
     if found:
         if commands := downloads_of(arguments.set_param):
-            print("\n  ".join(["What downloads it:", *commands]), file=sys.stderr)
+            command.say("\n  ".join(["What downloads it:", *commands]), as_error=True)
         sys.exit(found[0].exit_code)
     command.say("checked: params, packages, data and base model")
 

@@ -117,9 +117,9 @@ def run(main: Callable[[], None]) -> None:
         )
 
 
-def say(text: str) -> None:
+def say(text: str, *, as_error: bool = False) -> None:
     """Print what may hold text of others (names of files, categories, what a library said): nothing in it controls the terminal."""
-    print(visible(text), flush=True)
+    print(visible(text), file=sys.stderr if as_error else sys.stdout, flush=True)
 
 
 def _raise_stopped(number: int, _frame: object) -> None:

@@ -312,7 +312,7 @@ def test_outputs_of_another_commit_are_no_finding(built: Clone) -> None:
     """As after `git checkout` without `dvc checkout`."""
     lock = built.path / "dvc.lock"
     md5 = hashlib.md5((built.path / "reports/report.html").read_bytes()).hexdigest()
-    lock.write_text(lock.read_text(encoding="utf-8").replace(md5, "0" * 32), encoding="utf-8")
+    lock.write_text(lock.read_text(encoding="utf-8").replace(md5, "a" * 32), encoding="utf-8")
     assert commands(built) == []
 
 

@@ -215,7 +215,7 @@ def test_every_changed_param_and_command_is_named(inside: Clone) -> None:
 
 
 def test_what_can_not_be_built_again_is_one_message(built: Clone) -> None:
-    assert "[verify-stage] 'trian' is no stage" in built.run("python", "-m", "tools.verify", "--rerun", "trian", fails=True)
+    assert "[verify-stage] 'trian' is not a stage" in built.run("python", "-m", "tools.verify", "--rerun", "trian", fails=True)
     built.set(train__seed=5)
     output = built.run("sh", "-c", "python -m tools.verify --rerun; echo status $?")
     assert "[reproduction-inputs]" in output

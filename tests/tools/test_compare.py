@@ -254,7 +254,7 @@ def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
     assert shown[1].split() == ["good", "0.9500", "compared", "with", "lora.r=1"]
     assert [line.split()[2] for line in shown[2:4]] == ["-0.2000", "-0.2000"]
     assert shown[5].startswith("40 conversations; ")
-    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 stand", "\n".join(shown[5:]), re.MULTILINE)
+    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 are in one of them alone", "\n".join(shown[5:]), re.MULTILINE)
     shown = compare(experiments, "--all", "HEAD").split("\n")
     assert [line.split()[0] for line in shown[1:4]] == ["good", "HEAD", "same"]
     assert shown[1].split()[1:3] == ["0.9500", "+0.2000"]
@@ -262,7 +262,7 @@ def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
     assert shown[2].split() == ["HEAD", "0.7500", "compared", "with"]
     assert re.search(r"same +0.7500 +\+0.0000 +\+0.0000 to \+0.0000 +no difference shown +lora.r=2$", shown[3])
     below = "\n".join(shown[4:])
-    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 stand", below, re.MULTILINE)
+    assert re.search(r"^  other-set: the predictions are not of the same turns: 1 are in one of them alone", below, re.MULTILINE)
     assert re.search(r"^  lost: data/predictions/tuned.jsonl of lost is not at hand .*`dvc fetch --all-commits`", below, re.MULTILINE)
 
 
@@ -303,5 +303,5 @@ def test_where_nothing_is_at_hand_each_reason_is_listed(experiments: Path, tmp_p
     run(tmp_path, "git", "clone", "--quiet", str(experiments), "clone")
     shown = compare(tmp_path / "clone", "--all", expected=2)
     assert "[compare-nothing]" in shown
-    assert "  HEAD: data/predictions/tuned.jsonl of HEAD is not at hand" in shown
+    assert "  HEAD: data/predictions/tuned.jsonl of HEAD is not here" in shown
     assert "[compare-revision]" in compare(tmp_path, "--all", expected=2)

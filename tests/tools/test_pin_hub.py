@@ -129,12 +129,12 @@ def test_a_broken_download_goes_on_when_run_again(tmp_path: Path, server: FakeHu
 def test_a_header_names_no_file(tmp_path: Path, server: FakeHub) -> None:
     """The cache's files are called by the listed sums, which are checked; huggingface_hub calls them by what a header says."""
     headers = {"ETag": '"../../../escaped"', "X-Linked-Etag": '"../../../escaped"', "X-Repo-Commit": "../../escaped", "X-Linked-Size": "2"}
-    server.faults.append(Fault("/resolve/", 200, headers=headers, body=b"{}"))
+    server.faults.append(Fault("/resolve/", 200, headers=headers, body=FILES["config.json"]))
     done = pin(tmp_path, server.endpoint)
     assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
     assert [path for path in tmp_path.rglob("*") if "escaped" in path.name] == []
     blobs = tmp_path / "hub/hub/models--org--name/blobs"
-    assert {path.name.partition(".")[0] for path in blobs.iterdir()} == {sha1(b"{}"), hashlib.sha256(WEIGHTS).hexdigest()}
+    assert {path.name.partition(".")[0] for path in blobs.iterdir()} == {sha1(FILES["config.json"]), hashlib.sha256(WEIGHTS).hexdigest()}
 
 
 @pytest.mark.parametrize("kind", ["wrong", "pointer"])
