@@ -38,7 +38,8 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}" for character in text)
 
 
-_MARKUP = regex.compile(r"[\\`*\[\]<>&|~#!]|(?<!\w)_|_(?!\w)")
+# Of underscores those alone stay that stand between letters or digits.
+_MARKUP = regex.compile(r"[\\`*\[\]<>&|~#!]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def in_markdown(text: str) -> str:

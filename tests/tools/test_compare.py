@@ -263,7 +263,7 @@ def test_all_experiments_are_ranked_and_none_is_lost(experiments: Path) -> None:
     assert re.search(r"same +0.7500 +\+0.0000 +\+0.0000 to \+0.0000 +no difference shown +lora.r=2$", shown[3])
     below = "\n".join(shown[4:])
     assert re.search(r"^  other-set: the predictions are not of the same turns: 1 are in one of them alone", below, re.MULTILINE)
-    assert re.search(r"^  lost: data/predictions/tuned.jsonl of lost is not at hand .*`dvc fetch --all-commits`", below, re.MULTILINE)
+    assert re.search(r"^  lost: data/predictions/tuned.jsonl of lost is not here .*`dvc fetch --all-commits`", below, re.MULTILINE)
 
 
 def test_the_best_is_of_what_head_was_measured_on() -> None:

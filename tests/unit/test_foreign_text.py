@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -65,6 +65,7 @@ def rendered(markdown: str) -> Tags:
     return tags
 
 
+@example("__0__")
 @given(TEXTS)
 def test_a_page_shows_it_and_has_no_mark_up_of_its(text: str) -> None:
     shown = in_markdown(text)
