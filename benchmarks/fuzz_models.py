@@ -30,7 +30,7 @@ from benchmarks.fuzz import mutated
 from benchmarks.machine import describe_machine
 from qlora import params
 from qlora.core import dvc_lock
-from qlora.core.errors import UserFacingError
+from qlora.core.errors import UserFacingError, machine_error
 from qlora.delivery.card.sources import read_by_hand
 from qlora.model import rendering
 from qlora.model.adapter import load_adapter
@@ -247,7 +247,12 @@ def fuzz(cases: int, seed: int, only: str | None = None) -> dict[str, Any]:
                 outcome = "ok"
             except UserFacingError as error:
                 outcome = error.code
-            except BaseException:
+            except BaseException as error:
+                # As command.run does.
+                if unable := machine_error(error, path):
+                    outcomes[f"{name}: {unable.code}"] += 1
+                    shutil.rmtree(place)
+                    continue
                 kept = Path(tempfile.gettempdir()) / f"fuzz-{seed}-{number}-{path.name}"
                 kept.write_bytes(content)
                 print(f"case {number}, {name}, kept as {kept}:", file=sys.stderr, flush=True)
