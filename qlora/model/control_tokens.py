@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qlora.core.errors import translate_errors
 from qlora.model.structure import MARKS, any_of
 
 ANCHORS = ("\n", ".", "x")
@@ -54,7 +55,8 @@ class Tokens:
         """Like `ids`, of several texts at once."""
         if literals is not None:
             return [self._escaped_ids(text, literals) for text in texts]
-        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        with translate_errors("tokenizer-unloadable", self._tokenizer.name_or_path, "has a tokenizer that can't read a text", "pin another one"):
+            found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
     def ids_and_beginnings(self, whole: str, beginnings: Sequence[str], literals: Sequence[str] | None) -> tuple[list[int], list[int] | None]:

@@ -365,3 +365,9 @@ def test_memory_that_runs_out_while_weights_are_quantised_is_said(values: params
     base = values.base_model.model_copy(update={"load_in_4bit": True})
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         load_model(base, BASE, CPU, progress=False)
+
+
+def test_half_a_character_of_a_template_is_refused(model: Path, values: params.Params) -> None:
+    (model / "chat_template.jinja").write_text("{{ '\\ud800' }}" + (BASE / "chat_template.jinja").read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[(tokenizer-unloadable|chat-\w+)\]"):
+        ChatTemplate(load_tokenizer(model), values.chat)
