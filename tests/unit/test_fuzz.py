@@ -1,4 +1,4 @@
-"""Some damaged files and every bomb: the micro forms of benchmarks/fuzz.py and fuzz_models.py, which run 20,000 each (benchmarks/results)."""
+"""Some damaged files and every bomb: the micro forms of benchmarks/fuzz.py and fuzz_models.py, which run 20,000 cases when they are asked to."""
 
 from benchmarks import fuzz, fuzz_models
 
