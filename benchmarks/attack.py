@@ -150,7 +150,7 @@ class Sandbox:
         return ours.read_bytes() != theirs.read_bytes()
 
     def restore(self, names: set[str]) -> None:
-        """Bring these paths back."""
+        """Restore these paths."""
         for name in sorted(names):
             ours, theirs = self.live / name, self.pristine / name
             if ours.is_dir() and not ours.is_symlink():
@@ -176,7 +176,7 @@ class Runner:
         self.before = sandbox.state()
 
     def run(self, case: Case, *, alone: bool = False) -> Outcome:
-        """Change the files, run the command, look at what it did, and bring everything back."""
+        """Change the files, run the command, look at what it did, and restore everything."""
         sandbox = self.sandbox
         self.hub.begin(case.hub)
         try:

@@ -975,7 +975,7 @@ def weights(data: bytes, rng: random.Random) -> tuple[str, Content]:
     if kind == 11:
         value = rng.choice((b"\xff\xff\xff\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f"))
         place = rng.randrange(max(1, len(body) // 4)) * 4
-        return "a weight that is no number", data[: len(data) - len(body)] + body[:place] + value * 64 + body[place + 256 :]
+        return "a weight that is not finite", data[: len(data) - len(body)] + body[:place] + value * 64 + body[place + 256 :]
     if kind == 12:
         return "no safetensors", rng.choice(
             (

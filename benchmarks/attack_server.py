@@ -52,7 +52,7 @@ class HostileHub:
         self.generation += 1
 
     def end(self) -> None:
-        """Whatever is being sent on and on ends."""
+        """Answers without end stop."""
         self.begin(None)
 
 

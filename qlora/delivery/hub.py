@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LFS_POINTER = b"version https://git-lfs"
 ATTEMPTS = 5
-"""Tries that bring nothing new before a download or a question is given up."""
+"""Tries without progress before a download or a request is given up."""
 PAUSE_SECONDS = 1.0
 """Before the second try; doubled for each further one."""
 TIMEOUT_SECONDS = 20.0
@@ -45,7 +45,7 @@ WINDOW_SECONDS = 30.0
 LEAST_RATE = 10_000
 """Bytes per second. A slower download is given up: 1 GB would take more than a day, and a server may keep one open on purpose."""
 LEAST_PROGRESS_BYTES = 1 << 16
-"""A connection that brings less than this before it breaks counts as one that brings nothing."""
+"""A connection that breaks before it has sent this much counts as a try without progress."""
 ANSWER_BYTES = 1 << 24
 """Limit of an answer that is not a file: headers, a page of a listing, an error. A page of the Hub has under 1 MB."""
 LISTING_SECONDS = 600.0
@@ -356,7 +356,7 @@ def without_userinfo(text: str) -> str:
 
 
 def _receive(commit: Commit, file: HubFile, partial: Path) -> None:
-    """Fill `partial` to the file's size, over as many connections as it takes while each brings something new."""
+    """Fill `partial` to the file's size, over as many connections as it takes while each makes progress."""
     import httpx2  # noqa: PLC0415
 
     most, idle = partial.stat().st_size, 0

@@ -11,7 +11,7 @@ from qlora.core.errors import InputError
 from qlora.data.readers import files_of
 from tests.pipeline.clone import Clone
 
-NAMES = {form: unicodedata.normalize(form, "données é.jsonl") for form in ("NFC", "NFD")}  # type: ignore[arg-type]
+NAMES = {form: unicodedata.normalize(form, "données é.jsonl") for form in ("NFC", "NFD")}
 
 
 def silent(clone: Clone) -> bool:

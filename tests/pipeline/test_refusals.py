@@ -19,7 +19,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
 def commands_of(output: str) -> list[str]:
     """Those that the message ends with."""
     _, _, listed = output.partition("This restores them:\n")
-    return [line.strip() for line in re.match(r"(?:  .+\n)*", listed)[0].splitlines()]  # type: ignore[index]
+    return [line.strip() for line in re.match(r"(?:  .+\n)*", listed)[0].splitlines()]
 
 
 def state(clone: Clone) -> dict[str, bytes]:

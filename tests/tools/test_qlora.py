@@ -82,7 +82,7 @@ def test_make_setup_puts_it_into_the_environment() -> None:
 
 def test_every_param_is_known_with_what_it_may_be() -> None:
     known = {f"{param.section}.{param.name}": param for param in params.known()}
-    assert known.keys() == {f"{name}.{key}" for name, field in Params.model_fields.items() for key in field.annotation.model_fields}  # type: ignore[union-attr]
+    assert known.keys() == {f"{name}.{key}" for name, field in Params.model_fields.items() for key in field.annotation.model_fields}
     assert known["lora.r"].allowed == "int (gt=0)"
     assert known["lora.r"].meaning.startswith("Rank of the update.")
 

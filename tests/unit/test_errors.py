@@ -183,7 +183,7 @@ def test_a_full_disk_while_the_adapter_is_saved_names_its_folder(tmp_path: Path,
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    text = raises(lambda: adapter.publish(Model(), None, tmp_path / "adapter", "tiny"))  # type: ignore[arg-type]
+    text = raises(lambda: adapter.publish(Model(), None, tmp_path / "adapter", "tiny"))
     assert text.startswith(f"[file-access] {tmp_path / 'adapter.partial'}: ")
     assert not (tmp_path / "adapter").exists()
 

@@ -232,7 +232,7 @@ def test_a_template_that_does_not_end_is_refused_and_the_timer_is_stopped(
     (model / "chat_template.jinja").write_text(ENDLESS, encoding="utf-8")
     for action in (lambda: ChatTemplate(load_tokenizer(model), values.chat), lambda: pin.require_loadable(model)):
         with pytest.raises(InputError, match=r"\[chat-endless\]"):
-            action()  # type: ignore[operator]
+            action()
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGPROF) is before
 
@@ -322,7 +322,7 @@ def test_a_model_s_own_tokens_are_no_text(values: params.Params) -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=9))
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="x"), config=config)
     with pytest.raises(InputError, match="'x', which is not one of the base model's 9 tokens"):
-        stop_token_ids(model, SimpleNamespace(eos_token_id=None), [])  # type: ignore[arg-type]
+        stop_token_ids(model, SimpleNamespace(eos_token_id=None), [])
 
 
 @pytest.mark.parametrize("text", ["{{ (9**(9**9)) % 7 }}", "{% if (9**(9**9)) > 1 %}x{% endif %}", ENDLESS])

@@ -277,7 +277,7 @@ def test_what_other_tools_call_it_is_known(tmp_path: Path, section: str, name: s
 
 
 def test_the_names_here_of_what_other_tools_call_otherwise_exist() -> None:
-    known = {f"{name}.{key}" for name, field in params.Params.model_fields.items() for key in field.annotation.model_fields}  # type: ignore[union-attr]
+    known = {f"{name}.{key}" for name, field in params.Params.model_fields.items() for key in field.annotation.model_fields}
     named = {found for text in OTHER_NAMES.values() for found in re.findall(r"\b(?:" + "|".join(params.Params.model_fields) + r")\.\w+", text)}
     assert named <= known
     assert all(re.match(r"\w+\.\w+", text) for text in OTHER_NAMES.values())
